@@ -1,0 +1,225 @@
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): frozen parameters and pure functions on them.
+
+Shape letters: B images, C texts, T tokens, D width, E feature size, L layers, S image side, p patch side.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vlmx.models.layers import Tap, blocks, layer_norm, no_tap
+from vlmx.models.resnet import ResNetTower
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """Sizes of a transformer: `mlp` is the hidden width, `act` one of layers.ACTIVATIONS, `eps` the layer norms'."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    act: str = "quick_gelu"
+    eps: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViT(Tower):
+    """A vision transformer on `image_size` pixels a side, cut into patches of `patch` pixels a side."""
+
+    image_size: int
+    patch: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Tower):
+    """The causal text transformer. `eot` is the id read out; None means the highest id of the row, as CLIP's release."""
+
+    context: int
+    vocab: int
+    eot: int | None = None
+    bos: int
+    pad: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """Modified ResNet: stem width, blocks per stage, heads of the attention pooling."""
+
+    image_size: int
+    width: int
+    layers: tuple[int, ...]
+    heads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """Everything static about a CLIP. `dtype` is the compute dtype, `param_dtype` the storage dtype of frozen weights."""
+
+    embed_dim: int
+    vision: ViT | ResNet
+    text: Text
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: bool = False
+    unroll: bool = False
+
+
+class _Kernel(nn.Module):
+    """A parameter named `kernel` below this module's name, for maps that are not written as nn.Dense."""
+
+    shape: tuple[int, ...]
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self):
+        return self.param("kernel", nn.initializers.normal(0.02), self.shape, self.param_dtype)
+
+
+class ViTTower(nn.Module):
+    """Images `(B, S, S, 3)` -> features `(B, E)`. Taps: tokens (after positions, before ln_pre), each block's, pooled."""
+
+    config: ViT
+    embed_dim: int
+    dtype: Any
+    param_dtype: Any
+    remat: bool
+    unroll: bool
+    tap: Tap = no_tap
+
+    @nn.compact
+    def __call__(self, images, theta):
+        c, dtype = self.config, self.dtype
+        B, S, p = images.shape[0], c.image_size, c.patch
+
+        def param(name, std, *shape):
+            return self.param(name, nn.initializers.normal(std), shape, self.param_dtype).astype(dtype)
+
+        n = S // p
+        kernel = _Kernel((p, p, 3, c.width), self.param_dtype, name="patch_embed")().astype(dtype)
+        # Patches do not overlap, so the convolution is one matrix product.
+        x = images[:, : n * p, : n * p].astype(dtype).reshape(B, n, p, n, p, 3).swapaxes(2, 3)
+        x = x.reshape(B, n * n, p * p * 3) @ kernel.reshape(-1, c.width)
+        cls = jnp.broadcast_to(param("class_embed", c.width**-0.5, c.width), (B, 1, c.width))
+        x = jnp.concatenate([cls, x], axis=1) + param("pos_embed", c.width**-0.5, n * n + 1, c.width)  # [B,T,D]
+        x = self.tap("tokens", x, None, theta)
+        x = layer_norm(c.eps, dtype, "ln_pre")(x)
+        x, _ = blocks(c, dtype, self.param_dtype, self.tap, self.remat, self.unroll)(x, theta, None)
+        x = layer_norm(c.eps, dtype, "ln_post")(x[:, 0])
+        return self.tap("pooled", x @ param("proj", c.width**-0.5, c.width, self.embed_dim), x, theta)
+
+
+class TextTower(nn.Module):
+    """Input embeddings `(C, T, D)` without positions, EOT positions `(C,)` -> features `(C, E)`.
+
+    Taps: tokens (after positions), each block's, pooled. T may be shorter than the context: attention is causal, so
+    what follows the EOT cannot change the result and need not be computed.
+    """
+
+    config: Text
+    embed_dim: int
+    dtype: Any
+    param_dtype: Any
+    remat: bool
+    unroll: bool
+    tap: Tap = no_tap
+
+    @nn.compact
+    def __call__(self, emb, eot, theta):
+        c, dtype = self.config, self.dtype
+
+        def param(name, std, *shape):
+            return self.param(name, nn.initializers.normal(std), shape, self.param_dtype).astype(dtype)
+
+        T = emb.shape[1]
+        x = emb.astype(dtype) + param("pos_embed", 0.01, c.context, c.width)[:T]
+        x = self.tap("tokens", x, None, theta)
+        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+        x, _ = blocks(c, dtype, self.param_dtype, self.tap, self.remat, self.unroll)(x, theta, causal)
+        x = jnp.take_along_axis(x, eot[:, None, None], axis=1)[:, 0]
+        x = layer_norm(c.eps, dtype, "ln_final")(x)
+        return self.tap("pooled", x @ param("proj", c.width**-0.5, c.width, self.embed_dim), x, theta)
+
+
+def normalize(x, axis=-1):
+    """`x / ||x||` along `axis`, in float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=axis, keepdims=True)
+
+
+@flax.struct.dataclass
+class Clip:
+    """A frozen CLIP: `params`, a pytree, and functions that read it. Passed to jit as an argument, never donated."""
+
+    params: Any
+    config: ClipConfig = flax.struct.field(pytree_node=False)
+
+    def image(self, images, tap=no_tap, theta=None):
+        """Image features `(B, E)` float32, projected, not normalised.
+
+        Args: images `(B, S, S, 3)`, uint8 (normalised here with the config's mean and std) or float, already
+        normalised; tap and theta as in models/layers.py, the leaves of theta stacked `[L, ...]`.
+        """
+        c = self.config
+        if images.dtype == jnp.uint8:
+            images = (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
+        return _image_tower(c, tap).apply({"params": self.params["vision"]}, images, theta).astype(jnp.float32)
+
+    def tokens(self, ids):
+        """Token embeddings `(C, T, D)` of ids `(C, T)`, without positions."""
+        return self.params["text"]["token_embed"][ids].astype(self.config.dtype)
+
+    def text(self, emb, eot, tap=no_tap, theta=None):
+        """Text features `(C, E)` float32, projected, not normalised, of input embeddings `(C, T, D)`; eot `(C,)`."""
+        params = {k: v for k, v in self.params["text"].items() if k != "token_embed"}
+        return _text_tower(self.config, tap).apply({"params": params}, emb, eot, theta).astype(jnp.float32)
+
+    def eot(self, ids):
+        """Position of the end-of-text token in each row of ids `(C, T)`: `(C,)` int32."""
+        c = self.config.text
+        return jnp.argmax(ids if c.eot is None else ids == c.eot, axis=-1).astype(jnp.int32)
+
+    def encode_text(self, ids):
+        """Text features `(C, E)` of token ids `(C, T)`."""
+        return self.text(self.tokens(ids), self.eot(ids))
+
+    def logits(self, img, txt):
+        """`exp(logit_scale) * cosine`, `(B, C)` float32, of features `(B, E)` and `(C, E)`."""
+        cosine = jnp.matmul(normalize(img), normalize(txt).T, precision="highest")
+        return jnp.exp(self.params["logit_scale"].astype(jnp.float32)) * cosine
+
+
+def _image_tower(c, tap=no_tap):
+    if isinstance(c.vision, ResNet):
+        return ResNetTower(c.vision, c.embed_dim, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype), tap)
+    return ViTTower(c.vision, c.embed_dim, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype), c.remat, c.unroll, tap)
+
+
+def _text_tower(c, tap=no_tap):
+    return TextTower(c.text, c.embed_dim, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype), c.remat, c.unroll, tap)
+
+
+def init_params(config, key):
+    """Random parameters for pre-training: a tree `{"vision", "text", "logit_scale"}` in `config.param_dtype`."""
+    c, (k_vision, k_text, k_token) = config, jax.random.split(key, 3)
+    images = jnp.zeros((1, c.vision.image_size, c.vision.image_size, 3))
+    vision = _image_tower(c).init(k_vision, images, None)["params"]
+    emb = jnp.zeros((1, c.text.context, c.text.width))
+    text = _text_tower(c).init(k_text, emb, jnp.zeros(1, jnp.int32), None)["params"]
+    token_embed = 0.02 * jax.random.normal(k_token, (c.text.vocab, c.text.width))
+    text["token_embed"] = token_embed.astype(c.param_dtype)
+    return {"vision": vision, "text": text, "logit_scale": jnp.log(jnp.asarray(1 / 0.07, jnp.float32))}
+
+
+def param_shapes(config):
+    """The exact tree of `jax.ShapeDtypeStruct` that a checkpoint of this config must fill; allocates nothing."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
