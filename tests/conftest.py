@@ -1,0 +1,112 @@
+"""The golden harness, and the settings under which every test runs.
+
+`pytest --goldens DIR` (repeatable) checks the cases under DIR besides those in tests/goldens, which always run.
+To claim kinds of cases, mark a test that has "golden" in its name with patterns of kinds (see golden_cases.py); it runs
+once per case and gets the case's folder, or its file, as a Path:
+
+    from golden_cases import assert_close, beside, load
+
+    @pytest.mark.golden("clip/coop")                 # folders whose case.json says method coop;  "vl/*" works too
+    def test_golden_coop(golden):
+        case, tensors = load(golden)
+        model = read(beside(golden, case["backbone"]["folder"]))
+
+    @pytest.mark.golden("fewshot_synth*.json", "fewshot_other_repos_*.json")      # files, by name
+    def test_golden_few_shot(golden):
+        table = load(golden)
+
+Cases that no collected test claims are listed at the end of the run; they count as nothing.
+"""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+# Before jax is imported, and inherited by the processes that tests start: fake devices, full float32, no network, and
+# one compilation cache per run.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+os.environ["HF_HUB_OFFLINE"] = "1"
+if "VLMX_TEST_CACHE" not in os.environ:  # the first process of the run owns it
+    os.environ["VLMX_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vlmx-tests-")
+    atexit.register(shutil.rmtree, os.environ["VLMX_TEST_CACHE"], ignore_errors=True)
+
+# Last on the path: `configs` is found, and an installed vlmx still goes before the clone's.
+sys.path.append(str(Path(__file__).parent.parent))
+
+import golden_cases  # noqa: E402
+import pytest  # noqa: E402
+
+pytest_plugins = ["pytester"]
+CASES, CLAIMED = pytest.StashKey(), pytest.StashKey()
+
+
+def pytest_addoption(parser, pluginmanager):
+    if not pluginmanager.hasplugin("vlmx_goldens"):  # an installed vlmx has already added it
+        parser.addoption("--goldens", action="append", default=[], metavar="DIR", help="more golden cases (repeatable)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "golden(*kinds): runs once per golden case of these kinds (see tests/conftest.py)")
+    folders = [Path(config.invocation_params.dir, d) for d in config.getoption("goldens")]
+    try:
+        for folder in folders:
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: no such directory")
+            if not golden_cases.find(folder):
+                raise ValueError(f"{folder}: holds no golden case (a folder with case.json, or a JSON file)")
+        config.stash[CASES] = golden_cases.gather([golden_cases.OWN, *folders])
+    except ValueError as e:
+        raise pytest.UsageError(f"--goldens {e}") from e
+    config.stash[CLAIMED] = set()
+
+
+def pytest_generate_tests(metafunc):
+    marks = list(metafunc.definition.iter_markers("golden"))
+    if not marks and "golden" not in metafunc.fixturenames:
+        return
+    name = metafunc.function.__name__
+    if not marks or "golden" not in name or "golden" not in metafunc.fixturenames:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: a golden test has golden in its name, a `golden` argument and the mark golden"
+        )
+    patterns = [pattern for mark in marks for pattern in mark.args]
+    cases = [c for c in metafunc.config.stash[CASES] if golden_cases.claimed(c, patterns)]
+    metafunc.config.stash[CLAIMED].update(str(c.path) for c in cases)
+    metafunc.parametrize("golden", [c.path for c in cases] or [None], ids=[c.id for c in cases] or ["none"])
+
+
+def pytest_collection_modifyitems(config, items):
+    """A claimed kind of which there is no case here: its test is deselected, for nothing was skipped."""
+    empty = [i for i in items if getattr(i, "callspec", None) and i.callspec.params.get("golden", i) is None]
+    if empty:
+        config.hook.pytest_deselected(items=empty)
+        items[:] = [i for i in items if i not in empty]
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # under pytest-xdist only the workers collect
+        session.config.workeroutput["claimed"] = sorted(session.config.stash[CLAIMED])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[CLAIMED].update(getattr(node, "workeroutput", {}).get("claimed", ()))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    unclaimed = defaultdict(list)
+    for case in config.stash[CASES]:
+        if str(case.path) not in config.stash[CLAIMED]:
+            unclaimed[case.kind].append(case.id)
+    if unclaimed:
+        terminalreporter.section("golden cases of a kind not built yet")
+        for kind, ids in sorted(unclaimed.items()):
+            terminalreporter.line(f"{kind}: {' '.join(ids)}")
+        n = sum(map(len, unclaimed.values()))
+        terminalreporter.line(f"{n} cases that no collected test claims: not run, counted as nothing")

@@ -1,0 +1,22 @@
+"""The one kind of error that is meant for the person who runs vlmx."""
+
+import difflib
+
+
+class UserError(ValueError):
+    """Something a person can put right: says what is wrong, where, what was expected and what to do.
+
+    `main` prints its text without a traceback and exits with status 2.
+    """
+
+
+def unknown(what, name, valid):
+    """The error for a name that is not among the valid ones: names the nearest and lists them all.
+
+    Args: what: the kind of thing, such as "optimiser". name: what was given. valid: iterable of valid names.
+    Returns: a UserError, for the caller to raise.
+    """
+    valid = sorted(map(str, valid))
+    near = difflib.get_close_matches(str(name), valid, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {what} {name!r}.{hint} Valid: {', '.join(valid) or 'none'}.")
