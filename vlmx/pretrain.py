@@ -1,0 +1,215 @@
+"""Pre-training of the embedded world's own CLIP: scenes drawn once -> steps over them -> zero-shot -> a checkpoint.
+
+`python -m vlmx.main --config configs/pretrain_clip.py --workdir DIR` comes here.
+"""
+
+import functools
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from vlmx import logs, method
+from vlmx.data import embedded, scenes, transforms
+from vlmx.models import convert
+from vlmx.models.clip import Clip, ClipConfig, Text, ViT
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def run(config, workdir):
+    """Everything from nothing to `workdir/clip`, a Hugging Face directory; returns what pretrain.json says."""
+    workdir, began = Path(workdir), time.monotonic()
+    folder = workdir / "clip"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    # ---------------------------------------------------------------- data: drawn once, then held as uint8
+    logs.say(f"drawing {config.data.views} scenes in {config.data.workers} processes")
+    images, captions = views(config.data)
+    write_tokenizer(folder, captions[:, 0], config.text.vocab)
+    encode = tokenizer(folder, config.data.length)
+    ids = np.stack([encode(row) for row in captions])  # [n, captions, T]
+
+    # ---------------------------------------------------------------- model, method, optimiser: the house's own
+    shape = clip_config(config, vocab=int(ids.max()) + 1)
+    model = Clip({}, shape)
+    contrastive = method.make("contrastive")
+    v = contrastive.init(jax.random.key(config.seed), model, {}, {})
+    total = config.steps
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.rate, min(config.warmup, total // 10), total)
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=config.decay, mask=_is_kernel),
+    )
+    state = optimiser.init(v["train"])
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(v, state, i, batch):
+        def objective(train):
+            return contrastive.loss(contrastive.apply({**v, "train": train}, model, {}, batch, train=True), batch)
+
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(v["train"])
+        updates, state = optimiser.update(grads, state, v["train"])
+        v = contrastive.after({**v, "train": optax.apply_updates(v["train"], updates)}, i, total)
+        return v, state, {"loss": loss, **metrics}
+
+    # ---------------------------------------------------------------- steps
+    count = sum(p.size for p in jax.tree.leaves(v["train"]))
+    logs.say(f"training {count:,} parameters for {total} steps of {config.batch} pairs")
+    with logs.Logs(workdir) as log, logs.progress(total, "pre-training") as bar:
+        log.begin("contrastive")
+        for i, batch in enumerate(batches(images, ids, config.batch, total, config.seed)):
+            v, state, metrics = step(v, state, i, batch)
+            bar.update()
+            if i % config.log_every == 0 or i == total - 1:
+                log.write(i, metrics)
+                bar.set_postfix(loss=f"{metrics['loss']:.2f}", accuracy=f"{metrics['accuracy']:.0f}")
+
+    # ---------------------------------------------------------------- zero-shot on the benchmarks, and the checkpoint
+    model = model.replace(params=v["train"])
+    figures = {name: round(zero_shot(model, embedded.load(name), encode), 2) for name in embedded.NAMES}
+    for name, accuracy in figures.items():
+        logs.say(f"zero-shot {name:18s} {accuracy:6.2f} %")
+    convert.save_hf(folder, shape, v["train"])
+    made = {
+        "command": "python -m vlmx.main --config configs/pretrain_clip.py --workdir DIR",
+        "config": config.to_dict(), "parameters": count, "minutes": round((time.monotonic() - began) / 60, 1),
+        "zero_shot_accuracy": figures,
+    }  # fmt: skip
+    (folder / "pretrain.json").write_text(json.dumps(made, indent=2) + "\n")
+    logs.say(f"written to {folder} in {made['minutes']} minutes")
+    return made
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def views(data):
+    """`data.views` scenes: images uint8 `(n, 64, 64, 3)` and captions, str `(n, data.captions)`; the same for any workers."""
+    part = functools.partial(_views, data.seed, data.glyphs, data.captions)
+    starts = range(0, data.views, 500)
+    parts = []
+    with multiprocessing.get_context("spawn").Pool(data.workers) as pool, logs.progress(data.views, "drawing", unit="view") as bar:
+        for images, captions in pool.imap(part, [(s, min(s + 500, data.views)) for s in starts]):
+            parts.append((images, captions))
+            bar.update(len(images))
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def _views(seed, glyphs, captions, span):
+    images, said = [], []
+    for i in range(*span):
+        rng = random.Random(f"pretrain/{seed}/{i}")
+        scene = scenes.sample(rng, glyphs)
+        images.append(scenes.draw(scene))
+        said.append([scenes.caption(scene, rng) for _ in range(captions)])
+    return np.stack(images), np.array(said)
+
+
+def batches(images, ids, size, steps, seed):
+    """`steps` batches in a new order each epoch, with another of an image's captions each time, moved by a few pixels."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    order = np.empty(0, int)
+    for _ in range(steps):
+        if len(order) < size:
+            order = np.concatenate([order, rng.permutation(len(images))])
+        rows, order = order[:size], order[size:]
+        said = rng.integers(0, ids.shape[1], size)
+        yield {"image": _moved(images[rows], rng), "ids": ids[rows, said]}
+
+
+def _moved(images, rng, most=3):
+    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+    side = images.shape[1]
+    dy, dx = rng.integers(0, 2 * most + 1, (2, len(images)))
+    return np.stack([p[y : y + side, x : x + side] for p, y, x in zip(padded, dy, dx)])
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def write_tokenizer(folder, captions, size):
+    """Trains CLIP's kind of tokenizer (lower-cased byte-level BPE, any text can be written) and writes its files.
+
+    The names of ImageNet's classes are read too: then people's own class names take few tokens.
+    """
+    names = (Path(__file__).parent / "assets" / "imagenet_classnames.txt").read_text().splitlines()
+    bpe = _clip_style(Tokenizer(models.BPE(end_of_word_suffix="</w>")))
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, end_of_word_suffix="</w>", initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator([*captions, *names], trainer)
+    merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(c + "</w>" for c in letters)]
+    merges = merges[: size - len(tokens) - 2]
+    tokens = [*dict.fromkeys([*tokens, *(a + b for a, b in merges)]), START, END]  # the end has the highest id
+    vocab = {token: i for i, token in enumerate(tokens)}
+    full = _clip_style(Tokenizer(models.BPE(vocab, merges, unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix="")))
+    full.add_special_tokens([START, END])
+    full.post_processor = processors.RobertaProcessing((END, vocab[END]), (START, vocab[START]), trim_offsets=False, add_prefix_space=False)
+    full.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 32, "do_lower_case": True, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _clip_style(bpe):
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def tokenizer(folder, length):
+    """texts -> ids int32 `(n, length)`, zeros behind the end; what is longer is cut."""
+    bpe = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    bpe.enable_truncation(length)
+
+    def encode(texts, what=None):
+        ids = np.zeros((len(texts), length), np.int32)
+        for row, text in zip(ids, bpe.encode_batch(list(texts))):
+            row[: len(text.ids)] = text.ids
+        return ids
+
+    return encode
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+def clip_config(config, vocab):
+    """The model of a pre-training config; features of text are read at the highest id, the end of the text."""
+    v, t = config.vision, config.text
+    vision = ViT(v.width, v.layers, v.heads, 4 * v.width, image_size=scenes.SIDE, patch=v.patch)
+    text = Text(t.width, t.layers, t.heads, 4 * t.width, context=t.context, vocab=vocab, eot=vocab - 1, bos=vocab - 2)
+    return ClipConfig(config.embed_dim, vision, text)
+
+
+def _is_kernel(params):
+    """Weight decay is for matrices: not for biases, scales, positions or the temperature."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "proj", "token_embed"), params)
+
+
+def zero_shot(model, dataset, encode, batch=256):
+    """Zero-shot accuracy in percent on the test split, by the zero-shot method."""
+    classify = method.make("zero_shot")
+    consts = classify.setup(model, method.Task(dataset.classnames, dataset.templates, encode))
+    predict = jax.jit(lambda model, image: classify.apply({}, model, consts, {"image": image})["logits"].argmax(-1))
+    size = model.config.vision.image_size
+    images = np.stack([transforms.center(transforms.decode(image), size) for image in dataset.test.images])
+    said = [predict(model, images[i : i + batch]) for i in range(0, len(images), batch)]
+    return 100 * float((np.concatenate(said) == dataset.test.labels).mean())
