@@ -3,15 +3,15 @@
 `load` finds the reader by the name in the config; no reader knows a model, a method or a device.
 """
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vlmx.errors import UserError
+from vlmx.errors import UserError, unknown
 
 
 class Split(NamedTuple):
@@ -52,6 +52,20 @@ def split(root: str | os.PathLike, names: Sequence[str], labels: Sequence[int]) 
     return Split(Files(os.fspath(root), list(names)), np.asarray(labels, np.int32).reshape(-1), list(names))
 
 
+def record(path: Path, text: str) -> None:
+    """Write what a run rests on, once: the same text again is fine, another one is an error."""
+    if path.exists():
+        if path.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{path} was written by an earlier run on other data; use another workdir, or remove the file."
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)  # at once: other processes of the same run read it
+
+
 def known() -> tuple[str, ...]:
     """Every name `load` understands."""
     from vlmx.data import classification, embedded, tfds
@@ -60,23 +74,36 @@ def known() -> tuple[str, ...]:
 
 
 def load(data, workdir: str | os.PathLike) -> Dataset:
-    """The dataset `data.name` (a config or dict; the readers say which other fields they use: `root`, ...).
+    """The dataset `data.name`; `data` is a config or a dict.
 
-    Splits that have to be made are written to `workdir`. Raises UserError for an unknown name or files not as expected.
+    Readers use `data.root`, `data.split_file` (published ones), `data.file` (csv). For every dataset `data.templates`
+    replaces the templates and `data.classnames` names a file with other class names. Splits that have to be made are
+    written to `workdir`. Raises UserError for an unknown name, and for files that are missing or not as expected.
     """
+    from vlmx.data import own
+
+    dataset = _read(data, workdir)
+    if data.get("templates"):
+        given = data["templates"]
+        dataset = dataset._replace(templates=(given,) if isinstance(given, str) else tuple(given))
+    for template in dataset.templates:
+        if template.count("{}") != 1:
+            raise UserError(f"data.templates: {template!r} must hold {{}} once, the place of the class name.")
+    return own.rename(dataset, data["classnames"]) if data.get("classnames") else dataset
+
+
+def _read(data, workdir) -> Dataset:
     from vlmx.data import classification, embedded, own, tfds
 
     name = data["name"]
     if name not in known():
-        near = difflib.get_close_matches(name, known(), n=3)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise UserError(f"data.name: there is no data set {name!r}.{hint} Known names: {', '.join(known())}.")
+        raise unknown("data set (data.name)", name, known())
+    if name in embedded.NAMES:
+        return embedded.load(name)
+    if not data.get("root"):
+        raise UserError(f"data.root: {name} needs the folder of the images, for instance --config.data.root=/data.")
     if name == "folder":
         return own.folder(data, workdir)
     if name == "csv":
         return own.table(data, workdir)
-    if name.startswith("tfds:"):
-        return tfds.load(data, workdir)
-    if name in classification.BENCHMARKS:
-        return classification.load(data, workdir)
-    return embedded.load(name)
+    return tfds.load(data, workdir) if name.startswith("tfds:") else classification.load(data, workdir)
