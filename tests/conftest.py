@@ -52,7 +52,7 @@ def pytest_addoption(parser, pluginmanager):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "golden(*kinds): runs once per golden case of these kinds (see tests/conftest.py)")
+    config.addinivalue_line("markers", "golden(*kinds): runs once per golden case of these kinds")
     folders = [Path(config.invocation_params.dir, d) for d in config.getoption("goldens")]
     try:
         for folder in folders:
@@ -73,7 +73,7 @@ def pytest_generate_tests(metafunc):
     name = metafunc.function.__name__
     if not marks or "golden" not in name or "golden" not in metafunc.fixturenames:
         raise pytest.UsageError(
-            f"{metafunc.definition.nodeid}: a golden test has golden in its name, a `golden` argument and the mark golden"
+            f"{metafunc.definition.nodeid}: a golden test has golden in its name, the argument `golden` and the mark"
         )
     patterns = [pattern for mark in marks for pattern in mark.args]
     cases = [c for c in metafunc.config.stash[CASES] if golden_cases.claimed(c, patterns)]

@@ -25,7 +25,7 @@ class Case(NamedTuple):
 
 
 def find(folder):
-    """Every case under a folder, sorted by path -> list of Case. ValueError: a case.json that does not say its method."""
+    """Every case under a folder, sorted by path -> list of Case. ValueError: a case.json without a method."""
     cases = []
     for here, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
@@ -77,7 +77,7 @@ def assert_close(got, want, tol, what=""):
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
     worst, scale = np.abs(got - want).max(initial=0), np.abs(want).max(initial=0)
-    assert worst <= tol * scale, f"{what}: off by {worst:.3g} where the largest value is {scale:.3g} (tolerance {tol:g})"
+    assert worst <= tol * scale, f"{what}: off by {worst:.3g}, largest value {scale:.3g} (tolerance {tol:g})"
 
 
 def _kind(path):
