@@ -1,0 +1,106 @@
+"""What the benchmark configs have in common: the fields, and the argument behind the colon of --config."""
+
+import ast
+
+from configs import recipes
+from ml_collections import ConfigDict
+
+from vlmx.errors import UserError, unknown
+
+METHODS = ("zero_shot", "linear_probe", "coop")
+PROTOCOLS = ("few_shot", "base_to_new")
+TOP = ("shots", "seeds", "protocols", "root", "model")
+
+
+def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", protocols=PROTOCOLS, **data):
+    """The config of a benchmark.
+
+    Args: name: of the data set (vlmx/data/task.py). arg: behind the colon, `method[,method...][,key=value...]`: methods
+    of configs/recipes.py (default: zero_shot, linear_probe and coop), hyper-parameters of these, or shots, seeds (a
+    number n for 1..n), protocols, root, model; `smoke` makes everything small. model, augment, protocols: of this
+    benchmark; data: further fields of config.data.
+    """
+    methods, settings, smoke = parse(arg)
+    config = ConfigDict()
+    config.title = name
+    config.family = "classification"
+    config.methods = methods
+    config.protocols = protocols
+    config.shots = 16  # training images a class; -1: all of them
+    config.seeds = (1, 2, 3)
+
+    config.data = ConfigDict()
+    config.data.name = name
+    config.data.root = ""  # where the data sets lie
+    config.data.file = ""  # csv only: the table, if it is not `root`
+    config.data.split_file = ""  # published benchmarks: another split file in CoOp's format
+    config.data.templates = ()  # instead of the data set's own
+    config.data.classnames = ""  # a file with other class names
+    config.data.augment = augment  # in training: "none" (features are stored) or "crop" (random crops and flips)
+    config.data.crop_scale = (0.08, 1.0)  # part of the image's area that a random crop takes
+    config.data.bad_images = "stop"  # or "skip": go on without unreadable images and count them in the report
+    config.data.workers = 0  # processes that decode and augment; 0: threads of this one
+    config.data.update(data)
+
+    config.model = ConfigDict()
+    config.model.name = model  # tiny_clip, ViT-B/16, RN50, ..., a hub id, a directory
+    config.model.image_size = 0  # 0: the checkpoint's
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.model.param_dtype = "float32"  # of the frozen weights
+    config.model.truncate = False  # cut texts that are too long instead of stopping
+    config.model.remat = False  # recompute blocks in the backward pass: less memory, more time
+
+    config.recipe = ConfigDict({m: recipes.RECIPES[m]() for m in methods if m in recipes.RECIPES})
+    config.reference = "zero_shot"  # the method whose accuracy is printed before anything is trained
+    config.eval_batch = 256
+    config.steps_per_call = 50  # at most so many steps of one compiled call, where features are stored
+    config.checkpoint_every = 500  # steps
+    config.mesh = ConfigDict({"seed": 1, "data": -1, "fsdp": 1, "tensor": 1})
+
+    apply(config, settings)
+    if smoke:
+        config.shots, config.seeds = 1, (1,)
+        for recipe in config.recipe.values():
+            recipe.update({k: v for k, v in {"epochs": 2, "batch": 8}.items() if k in recipe})
+    return config
+
+
+def parse(arg):
+    """`coop,n_ctx=4` -> (("coop",), {"n_ctx": 4}, smoke)."""
+    parts = [p for p in (arg or "").split(",") if p]
+    methods = tuple(p for p in parts if "=" not in p and p != "smoke")
+    settings = dict(p.split("=", 1) for p in parts if "=" in p)
+    return methods or METHODS, {k: literal(v) for k, v in settings.items()}, "smoke" in parts
+
+
+def literal(text):
+    """A number, a boolean, ... where the text is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def apply(config, settings):
+    """Set what stands behind the colon. UserError for a key that neither the config nor a method's recipe has."""
+    hyper = sorted({k for recipe in config.recipe.values() for k in recipe.hyper})
+    for key, value in settings.items():
+        owners = [recipe for recipe in config.recipe.values() if key in recipe.hyper]
+        if key == "seeds":
+            config.seeds = tuple(range(1, value + 1)) if isinstance(value, int) else tuple(value)
+        elif key == "protocols":
+            config.protocols = tuple(value.split("+")) if isinstance(value, str) else tuple(value)
+        elif key in ("root", "model"):
+            (config.data if key == "root" else config.model).update({"root" if key == "root" else "name": str(value)})
+        elif key == "shots":
+            config.shots = value
+        elif owners:
+            for recipe in owners:
+                try:
+                    recipe.hyper[key] = value
+                except TypeError:
+                    kind = type(recipe.hyper[key]).__name__
+                    raise UserError(f"--config ...:{key}={value}: expected {kind}, got {value!r}.") from None
+                recipe.base_to_new = ConfigDict()  # what is asked for by name holds in every protocol
+        else:
+            raise unknown("setting behind the colon of --config", key, [*TOP, *hyper])

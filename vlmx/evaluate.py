@@ -1,0 +1,62 @@
+"""What a tuned method says about a test set. S seeds, B images of a batch, C classes, n images."""
+
+import functools
+
+import jax
+import numpy as np
+
+from vlmx import shard
+from vlmx.data import pipeline
+from vlmx.method import tuned
+from vlmx.metrics import accuracy
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(apply, v, model, consts, batch):
+    def one(v):
+        logits = apply(v, tuned(model, v), consts, batch, None, False)["logits"]
+        return logits.argmax(-1), jax.nn.softmax(logits).max(-1), jax.numpy.isnan(logits).any(-1)
+
+    return jax.vmap(one)(v) if jax.tree.leaves(v) else jax.tree.map(lambda a: a[None], one(v))
+
+
+def predict(method, v, model, consts, batches, n, mesh):
+    """Predictions of all seeds at once.
+
+    Args: v: the seeds' trees, stacked `[S, ...]`; an empty one counts as one seed. batches: of host arrays with "index", -1 for padding, and "weight".
+    n: images. Returns (said `(S, n)` int, p `(S, n)` its probability, weight `(n,)`).
+    """
+    S = len(jax.tree.leaves(v)[0]) if jax.tree.leaves(v) else 1
+    said, p, weight = np.zeros((S, n), np.int32), np.zeros((S, n), np.float32), np.zeros(n, np.float32)
+    for b in batches:
+        real, index = b["index"] >= 0, b["index"]
+        out = _predict(method.apply, v, model, consts, shard.put(mesh, b, shard.ROWS))
+        label, prob, nan = map(np.asarray, out)
+        if nan[:, real].any():
+            raise FloatingPointError(f"logits are NaN for {int(nan[:, real].sum())} of {S * int(real.sum())} predictions")
+        said[:, index[real]], p[:, index[real]], weight[index[real]] = label[:, real], prob[:, real], b["weight"][real]
+    return said, p, weight
+
+
+def feature_batches(features, weight, batch):
+    """Stored features `(n, E)` as batches of one shape; the last one is filled up with index -1."""
+    n = len(features)
+    for start in range(0, n, batch):
+        rows = np.arange(start, start + batch)
+        real = rows < n
+        rows = np.where(real, rows, 0)
+        yield {"features": features[rows], "weight": weight[rows] * real, "index": np.where(real, rows, -1)}
+
+
+def image_batches(split, transform, batch, **reading):
+    """The images of a split as batches of one shape, without their labels: an evaluation cannot use them."""
+    for b in pipeline.eval_batches(split, transform, batch, **reading):
+        yield {key: b[key] for key in ("image", "weight", "index")}
+
+
+def scores(said, labels, classnames, weight):
+    """One seed's results on one part: accuracy and macro F1, accuracy per class, confusion matrix (true, said)."""
+    matrix = accuracy.confusion(labels, said, len(classnames), weight)
+    per_class = dict(zip(classnames, (None if np.isnan(a) else float(a) for a in accuracy.per_class(matrix)), strict=True))
+    numbers = accuracy.scores(labels, said, weight)
+    return {k: float(numbers[k]) for k in ("accuracy", "macro_f1")}, per_class, matrix.tolist()

@@ -1,0 +1,145 @@
+"""What a transfer method is, and what several methods share.
+
+A method is to a frozen backbone what an optax transform is to gradients: pure functions, `init` and `apply`, over its
+own small tree. Its file in vlmx/methods/ exports `make(**hyperparameters) -> Method`.
+
+B images, C classes, E feature size, M training images.
+"""
+
+import importlib
+import importlib.resources
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vlmx import partition
+from vlmx.errors import unknown
+
+
+class Task(NamedTuple):
+    """What a method may know of a classification task: its classes in words. Data, devices and files are not here.
+
+    `templates` are the data set's own, `ensemble` the seven of ImageNet with the data set's own behind them.
+    `tokenize(texts, what)` gives ids `(n, context)` int32; `what[i]` names text i in the error of one that is too long.
+    """
+
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    ensemble: tuple[str, ...]
+    tokenize: Callable
+
+
+def cross_entropy(out, batch):
+    """Mean cross-entropy of `out["logits"]` `(B, C)` with `batch["label"]` `(B,)` over rows weighted by `batch["weight"]`.
+
+    Returns (scalar loss, metrics): accuracy of the batch in percent.
+    """
+    logits, label, weight = out["logits"], batch["label"], batch["weight"]
+    total = jnp.maximum(weight.sum(), 1)
+    loss = (optax.softmax_cross_entropy_with_integer_labels(logits, label) * weight).sum() / total
+    hits = ((logits.argmax(-1) == label) * weight).sum() / total
+    return loss, {"accuracy": 100 * hits}
+
+
+def no_init(key, model, consts, support):
+    """The start of a method without parameters."""
+    del key, model, consts, support
+    return {"train": {}, "fixed": {}}
+
+
+class Method(NamedTuple):
+    """A transfer method; `v` is `{"train": tuned tree, "fixed": per-seed tree that is not tuned}`.
+
+    apply:    (v, model, consts, batch, rng, train) -> {"logits": (B, C), ...}; pure. `batch` holds "features" (B, E)
+              or "image" (B, S, S, 3), "label" (B,), "index" (B,), "weight" (B,).
+    init:     (key, model, consts, support) -> v, for one seed. `support` holds this seed's training set:
+              "label" (M,) and, where `needs` is "features", "features" (M, E).
+    loss:     (out, batch) -> (scalar, metrics).
+    setup:    (model, task) -> consts: frozen, computed once for a list of classes, shared by seeds.
+    finalize: (v, model, consts, val) -> v: a search after training, on validation data alone; for one seed, on the
+              host. `val` holds "features" (n, E) and "label" (n,).
+    after:    (v, step, total) -> v: pure, inside the step.
+    needs:    "features" (the image tower is untouched, so its output is enough) or "pixels".
+    trains:   regular expressions of the backbone's parameters that are tuned too; the loop keeps them in
+              v["train"]["backbone"] and hands `apply` the model with them in place.
+    carries:  whether what was learned applies to classes that were not trained on.
+    """
+
+    apply: Callable
+    init: Callable = no_init
+    loss: Callable = cross_entropy
+    setup: Callable = lambda model, task: {}
+    finalize: Callable | None = None
+    after: Callable | None = None
+    needs: str = "features"
+    trains: tuple[str, ...] = ()
+    carries: bool = True
+
+
+def tuned(model, v):
+    """The model with the tuned backbone weights of `v` in place, where the method tunes any."""
+    backbone = v["train"].get("backbone")
+    return model if backbone is None else model.replace(params=partition.merge(backbone, model.params))
+
+
+def make(name, **hyperparameters):
+    """The method of module `vlmx.methods.<name>`, or of a dotted path outside the package.
+
+    Raises UserError: unknown method or hyper-parameter, with the valid ones and the nearest.
+    """
+    path = name if "." in name else f"vlmx.methods.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as e:
+        if e.name is None or not path.startswith(e.name):
+            raise  # the module was found, something that it imports is missing
+        raise unknown("method", name, names()) from None
+    known = list(inspect.signature(module.make).parameters)
+    for key in hyperparameters:
+        if key not in known:
+            raise unknown(f"hyper-parameter of {name}", key, known)
+    return module.make(**hyperparameters)
+
+
+def names():
+    """The methods of the package: the files of vlmx/methods/."""
+    folder = importlib.resources.files("vlmx.methods")
+    return sorted(f.name[:-3] for f in folder.iterdir() if f.name.endswith(".py") and f.name != "__init__.py")
+
+
+def image_features(model, batch):
+    """Frozen image features `(B, E)`: the stored ones where the batch has them, else encoded now, without gradient."""
+    if "features" in batch:
+        return batch["features"]
+    return jax.lax.stop_gradient(model.image(batch["image"]))
+
+
+def prompts(task, templates):
+    """Texts of every class in every template, class first: (list of C*len(templates) texts, list of what each is)."""
+    pairs = [(name, t) for name in task.classnames for t in templates]
+    texts = [t.format(name.replace("_", " ")) for name, t in pairs]
+    return texts, [f"class {name!r} in template {t!r}" for name, t in pairs]
+
+
+def cut(model, ids):
+    """`ids` without the columns behind the last EOT, and the EOT positions `(n,)`. Exact: attention is causal."""
+    eot = model.eot(ids)
+    return ids[:, : int(eot.max()) + 1], eot
+
+
+@jax.jit
+def _encode_text(model, ids):
+    return model.encode_text(ids)
+
+
+def encode_texts(model, ids, batch=512):
+    """Text features `(n, E)` of ids `(n, T)`, computed in slices of `batch` rows, all of one shape."""
+    ids, _ = cut(model, jnp.asarray(ids))
+    n = len(ids)
+    rows = min(batch, n)
+    padded = jnp.concatenate([ids, jnp.repeat(ids[-1:], -n % rows, axis=0)])
+    return jnp.concatenate([_encode_text(model, padded[i : i + rows]) for i in range(0, n, rows)])[:n]

@@ -1,0 +1,79 @@
+"""CoOp (Zhou et al. 2022, arXiv 2109.01134): the words around a class name become learned vectors.
+
+Equation (2) and (3): t = [V]_1 ... [V]_n [CLASS], with the class name at the end, in the middle or in front, and the
+vectors common to all classes (unified) or a set per class (CSC). The text tower reads t, the image tower is untouched.
+C classes, T tokens, D width of the text tower, n context vectors.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmx.errors import unknown
+from vlmx.method import Method, cut, image_features
+
+POSITIONS = ("end", "middle", "front")
+
+
+def make(n_ctx=16, ctx_init="", class_token_position="end", csc=False):
+    """Context optimisation.
+
+    Args: n_ctx: number of vectors, drawn from N(0, 0.02^2). ctx_init: words that the vectors start from instead; their
+    number then is n_ctx and csc is off, as in the official code. class_token_position: "end", "middle" or "front".
+    csc: class-specific context `(C, n, D)` instead of unified `(n, D)`; it cannot be carried to other classes.
+    """
+    if class_token_position not in POSITIONS:
+        raise unknown("value of coop.class_token_position", class_token_position, POSITIONS)
+    words = ctx_init.replace("_", " ").split()
+    n = len(words) or int(n_ctx)
+    csc = csc and not words
+
+    def setup(model, task):
+        names = [name.replace("_", " ") for name in task.classnames]
+        what = [f"class {name!r} behind {n} context vectors" for name in task.classnames]
+        # One-token words hold the places of the vectors, whose embeddings are never read.
+        ids = task.tokenize([" ".join([*["a"] * n, f"{name}."]) for name in names], what)
+        ids, eot = cut(model, jnp.asarray(ids))
+        length = model.eot(jnp.asarray(task.tokenize(names, what))) - 1  # tokens of each name
+        consts = {"emb": model.tokens(ids), "eot": eot, "order": order(ids.shape[1], n, length, class_token_position)}
+        if words:
+            first = jnp.asarray(task.tokenize([" ".join(words)], ["coop.ctx_init"]))[:1, 1 : 1 + n]
+            consts["ctx_init"] = model.tokens(first)[0].astype(jnp.float32)
+        return consts
+
+    def init(key, model, consts, support):
+        C, _, D = consts["emb"].shape
+        shape = (C, n, D) if csc else (n, D)
+        ctx = consts["ctx_init"] if words else 0.02 * jax.random.normal(key, shape)
+        return {"train": {"ctx": ctx}, "fixed": {}}
+
+    def apply(v, model, consts, batch, rng=None, train=False):
+        img = image_features(model, batch)
+        txt = model.text(assemble(v["train"]["ctx"], consts), consts["eot"])
+        return {"logits": model.logits(img, txt), "image_features": img, "text_features": txt}
+
+    return Method(init=init, apply=apply, setup=setup, carries=not csc)
+
+
+def order(T, n, length, position):
+    """Where each place of the prompt is read from, `(C, T)`, in the sequence [start, ctx, name, '.', end, padding].
+
+    Args: length: tokens of each class name `(C,)`. position: "end" (as it is), "middle" (start, ctx[:n//2], name,
+    ctx[n//2:], rest) or "front" (start, name, ctx, rest).
+    """
+    places = np.tile(np.arange(T), (len(length), 1))
+    before = {"end": n, "middle": n // 2, "front": 0}[position]  # context vectors in front of the name
+    for row, m in zip(places, np.asarray(length), strict=True):
+        name, after = range(1 + n, 1 + n + m), range(1 + before, 1 + n)
+        row[1 + before : 1 + n + m] = [*name, *after]
+    return jnp.asarray(places)
+
+
+def assemble(ctx, consts):
+    """Input embeddings `(C, T, D)` of the prompts, without positions; ctx is `(n, D)` or `(C, n, D)`."""
+    emb = consts["emb"]
+    C, _, D = emb.shape
+    ctx = jnp.broadcast_to(ctx, (C, *ctx.shape[-2:])).astype(emb.dtype)
+    n = ctx.shape[1]
+    sequence = jnp.concatenate([emb[:, :1], ctx, emb[:, 1 + n :]], axis=1)
+    return jnp.take_along_axis(sequence, consts["order"][..., None], axis=1)

@@ -1,0 +1,563 @@
+"""The run: from a config to results.json and report.html. Reads from top to bottom; names no method and no data set.
+
+S seeds, B images of a batch, M training images of a seed, E feature size, K steps of one compiled call.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from vlmx import checkpoint, evaluate, features, logs, optim, partition, report, shard
+from vlmx import method as methods
+from vlmx.data import fewshot, pipeline, protocols, task, transforms
+from vlmx.data.classification import IMAGENET_7
+from vlmx.errors import UserError, unknown
+from vlmx.logs import say
+from vlmx.metrics import accuracy
+from vlmx.models import zoo
+
+
+def run(config, workdir):
+    """Train and test every method of the config under every protocol; returns what it writes to workdir/results.json.
+
+    A finished workdir is left as it is; an interrupted one goes on where it was. Raises UserError for a config that
+    cannot be run, before any weight is loaded.
+    """
+    began, workdir = time.monotonic(), Path(workdir).absolute()
+
+    # ---------------------------------------------------------------- what is asked for
+    cells = check(config)
+    if done := finished(config, workdir):
+        say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
+        return done
+    mesh = shard.make_mesh(config.mesh)
+    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    say(f"devices: {device}, mesh {dict(mesh.shape)}; results go to {workdir}")
+
+    # ---------------------------------------------------------------- data
+    dataset = task.load(config.data, workdir)
+    sizes = {name: len(getattr(dataset, name).labels) for name in ("train", "val", "test")}
+    say(f"data: {dataset.name}, {len(dataset.classnames)} classes, images: {sizes}")
+    for note in dataset.notes:
+        say(f"  note: {note}")
+    trains = any(name != config.reference for name, _ in cells)
+    if trains and not sizes["train"]:
+        raise UserError(f"{dataset.name} has no training images; it can only be tested on: use :{config.reference}.")
+    seeds, problems = config.seeds, {}
+    for protocol in dict.fromkeys(protocol for _, protocol in cells):
+        problems[protocol] = protocols.PROTOCOLS[protocol](dataset, config.shots, seeds)
+    bad = drop_unreadable(config, dataset, problems)
+    write_lists(workdir, dataset, problems, seeds)
+
+    # ---------------------------------------------------------------- the frozen model
+    model, tokenizer, digest = load_model(config, mesh)
+    size = model.config.vision.image_size
+    say(f"model: {config.model.name}, {partition.count(model.params):,} parameters, frozen, {size} x {size} pixels")
+
+    # ---------------------------------------------------------------- frozen features, each image once
+    center = functools.partial(transforms.center, size=size)
+    reading = {"workers": config.data.workers, "upright": dataset.upright}
+    encode = functools.partial(
+        features.encode, model, transform=center, batch=config.eval_batch, mesh=mesh, **reading
+    )
+    unreadable = []
+    stored = {"test": encode(dataset.test, what="test images", bad=unreadable)}
+    if unreadable and config.data.bad_images == "stop":
+        raise UserError(pipeline.stop_message(unreadable, sizes["test"]))
+    bad += unreadable
+    made = {cell: make(config, *cell) for cell in cells}
+    if any(method.needs == "features" and name != config.reference for (name, _), method in made.items()):
+        for part in ("train", "val"):
+            used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
+            part_features = encode(fewshot.take(getattr(dataset, part), used), what=f"{part} images")
+            stored[part] = dict(zip(used.tolist(), part_features.features, strict=True))
+
+    # ---------------------------------------------------------------- zero-shot, before anything is trained
+    world = World(config, dataset, model, tokenizer, mesh, stored, center, reading, workdir, digest)
+    reference = methods.make(config.reference)
+    everything = protocols.Part(tuple(range(len(dataset.classnames))), np.arange(sizes["test"]))
+    consts = reference.setup(model, world.task(everything.labels))
+    said, _, weight = world.predict(reference, {"train": {}, "fixed": {}}, consts, everything)
+    numbers, _, _ = evaluate.scores(said[0], dataset.test.labels, dataset.classnames, weight)
+    say(f"{config.reference} before training: {numbers['accuracy']:.1f} % of {int(weight.sum())} test images, "
+        f"chance {100 / len(dataset.classnames):.1f} %")
+
+    # ---------------------------------------------------------------- every method under every protocol
+    runs, mistakes = [], []
+    for (name, protocol), method in made.items():
+        result, wrong = cell(world, name, protocol, method, problems[protocol], len(runs))
+        runs.append(result)
+        mistakes += wrong
+
+    # ---------------------------------------------------------------- results and report
+    notes = [*dataset.notes, *(f"unreadable, left out: {b.name} ({b.reason})" for b in bad)]
+    results = {
+        "title": config.title,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join(["python -m vlmx.main", *sys.argv[1:]]),
+        "config": plain(config),
+        "versions": {p: version(p) for p in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
+        "device": device,
+        "dataset": {
+            "name": dataset.name,
+            "classnames": list(dataset.classnames),
+            "templates": list(dataset.templates),
+            **{f"n_{part}": n for part, n in sizes.items()},
+            "unreadable": len(bad),
+            "notes": notes,
+        },
+        "model": {"name": config.model.name, "digest": digest, "params": partition.count(model.params)},
+        "reference": {"method": config.reference, **numbers},
+        "seconds": round(time.monotonic() - began, 1),
+        "runs": runs,
+        "mistakes": mistakes,
+    }
+    if logs.first_process():
+        write_json(workdir / "results.json", results)
+        report.write(workdir)
+        print("\n" + report.table(results) + f"\n\nreport: {workdir / 'report.html'}", flush=True)
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What all methods of a run share: data, frozen model, stored features, devices."""
+
+    config: ConfigDict
+    dataset: task.Dataset
+    model: object
+    tokenizer: object
+    mesh: object
+    stored: dict
+    center: object
+    reading: dict
+    workdir: Path
+    digest: str
+
+    def task(self, labels):
+        """The classes `labels` as a method sees them."""
+        own = self.dataset.templates
+        ensemble = IMAGENET_7 if "imagenet" in self.dataset.name else (*IMAGENET_7, *own)
+        tokenize = functools.partial(self.tokenizer, truncate=self.config.model.truncate)
+        return methods.Task(tuple(self.dataset.classnames[c] for c in labels), own, ensemble, tokenize)
+
+    def predict(self, method, v, consts, part):
+        """(said (S, n), p (S, n), weight (n,)) of a part of the test split, labels as positions in the part's classes."""
+        batch = -(-self.config.eval_batch // shard.rows(self.mesh)) * shard.rows(self.mesh)
+        if method.needs == "features":
+            test = self.stored["test"]
+            batches = evaluate.feature_batches(test.features[part.index], test.weight[part.index], batch)
+        else:
+            split = fewshot.take(self.dataset.test, part.index)
+            batches = evaluate.image_batches(split, self.center, batch, **self.reading, bad=[])
+        return evaluate.predict(method, v, self.model, consts, batches, len(part.index), self.mesh)
+
+
+# -------------------------------------------------------------------- one method under one protocol
+def cell(world, name, protocol, method, problem, number):
+    """Train, search on validation, test: (an entry of results["runs"], its mistakes). A finished one is read back."""
+    config, workdir = world.config, world.workdir
+    folder = workdir / f"{name.replace('.', '_')}-{protocol}"
+    if (folder / "result.json").exists():
+        say(f"{name}, {protocol}: finished before")
+        saved = json.loads((folder / "result.json").read_text())
+        return saved["run"], saved["mistakes"]
+    began = time.monotonic()
+    recipe, consts = recipe_of(config, name), method.setup(world.model, world.task(problem.labels))
+    settings = hyper(config, name, protocol)
+    meta = {"method": name, "hyper": settings, "backbone": world.digest, "protocol": protocol, "shots": config.shots}
+    meta |= {"classes": [world.dataset.classnames[c] for c in problem.labels]}
+
+    # ---- the seeds whose training sets have one size run in one program
+    groups = {}
+    for s, rows in enumerate(problem.train):
+        groups.setdefault(len(rows), []).append(s)
+    fitted = {}
+    for group in groups.values() if method.init is not methods.no_init else ():
+        suffix = "" if len(groups) == 1 else "-seeds_" + "_".join(str(config.seeds[s]) for s in group)
+        v = fit(world, f"{name}-{protocol}{suffix}", method, recipe, consts, problem, group, meta, folder / "steps")
+        if method.finalize:
+            v = search(world, method, v, consts, problem, group)
+        fitted |= {s: jax.tree.map(lambda a, i=i: a[i], v) for i, s in enumerate(group)}
+    seeds = [config.seeds[s] for s in sorted(fitted)] or [None]
+    v = stack([fitted[s] for s in sorted(fitted)]) if fitted else {"train": {}, "fixed": {}}
+    trained = partition.count(v["train"]) // len(seeds)
+    total = partition.count(world.model.params)
+
+    # ---- every part of the test
+    outcomes, notes, mistakes = [{"seed": s, "metrics": {}, "per_class": {}, "confusion": {}} for s in seeds], [], []
+    for part_name, part in problem.parts.items():
+        own = part.labels == problem.labels
+        if not (own or method.carries):
+            notes.append(f"{name} cannot be carried to classes it was not trained on: no accuracy on the {part_name} classes")
+            continue
+        task_ = world.task(part.labels)
+        said, p, weight = world.predict(method, v, consts if own else method.setup(world.model, task_), part)
+        truth = protocols.relabel(world.dataset.test.labels[part.index], part.labels)
+        for s, outcome in enumerate(outcomes):
+            numbers, per_class, matrix = evaluate.scores(said[s], truth, task_.classnames, weight)
+            prefix = part_name == "all"
+            outcome["metrics"] |= {
+                "accuracy" if prefix else part_name: numbers["accuracy"],
+                "macro_f1" if prefix else f"{part_name}_macro_f1": numbers["macro_f1"],
+            }
+            outcome["per_class"][part_name], outcome["confusion"][part_name] = per_class, matrix
+        rows = report.pick_mistakes(said[0], p[0], truth, weight=weight)
+        pictures = [transforms.decode(world.dataset.test.images[part.index[i]], world.dataset.upright) for i in rows]
+        named = [
+            {"run": number, "seed": seeds[0], "part": part_name, "true": task_.classnames[truth[i]],
+             "said": task_.classnames[said[0, i]], "p": float(p[0, i])}
+            for i in rows
+        ]  # fmt: skip
+        mistakes += report.save_mistakes(workdir, pictures, named)
+    for outcome in outcomes:
+        if {"base", "new"} <= outcome["metrics"].keys():
+            m = outcome["metrics"]
+            m["hm"] = float(accuracy.harmonic_mean(m["base"], m["new"]))
+
+    # ---- what stays
+    keys = list(outcomes[0]["metrics"])
+    summary = {k: accuracy.summary([o["metrics"][k] for o in outcomes]) for k in keys}
+    pixels = method.needs == "pixels" or (bool(v["train"]) and uses_pixels(config, method, recipe))
+    result = {
+        "method": name,
+        "protocol": protocol,
+        "shots": config.shots if fitted else 0,
+        "images": "pixels" if pixels else "features",
+        "trained_params": trained,
+        "trained_percent": 100 * trained / total,
+        "seconds": round(time.monotonic() - began, 1),
+        "settings": settings,
+        "notes": notes,
+        "seeds": outcomes,
+        "summary": summary,
+        "curve": logs.curve(workdir, f"{name}-{protocol}") if fitted else {},
+    }
+    for seed, s in zip(seeds, sorted(fitted)):
+        checkpoint.export(folder / f"seed_{seed}", fitted[s], meta | {"seed": seed})
+    if logs.first_process():
+        write_json(folder / "result.json", {"run": result, "mistakes": mistakes})
+    shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
+    say(f"{name}, {protocol}: {shown} ({trained:,} trained parameters, {100 * trained / total:.3g} %; {result['seconds']} s)")
+    return result, mistakes
+
+
+def fit(world, run, method, recipe, consts, problem, group, meta, folder):
+    """Gradient steps for the seeds of `group` (positions in config.seeds) at once; their trees `v`, stacked `[S, ...]`.
+
+    Goes on from the latest checkpoint in `folder` where there is one.
+    """
+    config, mesh, dataset = world.config, world.mesh, world.dataset
+    seeds = [config.seeds[s] for s in group]
+    rows = [problem.train[s] for s in group]
+    labels = np.stack([protocols.relabel(dataset.train.labels[r], problem.labels) for r in rows])  # [S,M]
+    M = labels.shape[1]
+    support = {"label": labels}
+    if "train" in world.stored and method.needs == "features":
+        support["features"] = np.stack([[world.stored["train"][i] for i in r.tolist()] for r in rows])  # [S,M,E]
+    support = shard.put(mesh, support, "seed")
+
+    # ---- the start of each seed
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+
+    def start(key, model, support):
+        v = method.init(key, model, consts, support)
+        if method.trains:
+            rules = [*((regex, True) for regex in method.trains), (".*", False)]
+            v["train"]["backbone"], _ = partition.split(model.params, rules)
+        return v
+
+    v = jax.jit(jax.vmap(start, in_axes=(0, None, 0)))(keys, world.model, support)
+    epochs = epochs_of(recipe, config.shots)
+    if not epochs:
+        return v
+    batch = min(recipe.batch, M)
+    per_epoch = max(M // batch, 1)
+    total = epochs * per_epoch
+    one = jax.tree.map(lambda a: a[0], v["train"])
+    tx, schedule = optim.make(recipe.optimizer, per_epoch, total, one)
+    state = {**v, "opt": jax.vmap(tx.init)(v["train"]), "step": jnp.zeros((), jnp.int32)}
+    count = partition.count(one)
+    say(f"{run}: {count:,} trained parameters ({100 * count / partition.count(world.model.params):.3g} % of the model), "
+        f"{len(seeds)} seeds at once, {M} images each, {total} steps of {batch}")
+
+    # ---- go on where it was
+    meta = meta | {"seeds": seeds, "total_steps": total}
+    checkpoints = checkpoint.manager(folder)
+    if (saved := checkpoint.restore(checkpoints, state, meta)) is not None:
+        state = saved
+    done = int(state["step"])
+    if done:
+        say(f"{run}: going on after step {done} of {total}")
+
+    # ---- steps
+    pixels = uses_pixels(config, method, recipe)
+    K = 1 if pixels else max(k for k in range(1, min(total, config.steps_per_call) + 1) if total % k == 0)
+    steps = train_steps(method, tx, total)
+    stream = (pixel_stream if pixels else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
+    logger = logs.Logs(world.workdir)
+    logger.begin(run, done - 1)
+    saved_at = done
+    with logs.progress(total, run, start=done) as bar:
+        for xs in stream:
+            xs = shard.put(mesh, xs, None, "seed", shard.ROWS)
+            state, metrics = steps(state, world.model, consts, None if pixels else support, xs, keys)
+            done += K
+            metrics = {k: np.asarray(m).mean(axis=0) for k, m in metrics.items()}  # [S]
+            refuse_nonfinite(run, done, seeds, metrics)
+            if done % per_epoch == 0 or K > 1:
+                rate = float(schedule(done - 1))
+                for s, seed in enumerate(seeds):
+                    logger.write(done, {k: m[s] for k, m in metrics.items()} | {"lr": rate}, seed=seed)
+                bar.set_postfix(loss=f"{metrics['loss'].mean():.3f}", refresh=False)
+            bar.update(K)
+            if done - saved_at >= config.checkpoint_every or done == total:
+                checkpoint.save(checkpoints, done, state, meta)
+                saved_at = done
+    logger.close()
+    checkpoints.wait_until_finished()
+    checkpoints.close()
+    return {"train": state["train"], "fixed": state["fixed"]}
+
+
+def train_steps(method, tx, total):
+    """The compiled call `(state, model, consts, support, xs, keys) -> (state, metrics)`: K steps of S seeds.
+
+    Gradients are taken of the tuned tree alone, so frozen weights get none, nor optimiser state, nor a copy.
+    Args: support: stored features and labels `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks; None where xs
+    holds the batches themselves. The state is donated. Metrics are `[K, S]`.
+    """
+
+    def step(v, opt, model, consts, batch, key, n):  # one seed
+        def objective(train):
+            tree = {"train": train, "fixed": v["fixed"]}
+            return method.loss(method.apply(tree, methods.tuned(model, tree), consts, batch, key, True), batch)
+
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(v["train"])
+        updates, opt = tx.update(grads, opt, v["train"])
+        v = {"train": optax.apply_updates(v["train"], updates), "fixed": v["fixed"]}
+        if method.after:
+            v = method.after(v, n, total)
+        return v, opt, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+
+    def call(state, model, consts, support, xs, keys):
+        def body(state, x):
+            batch = x
+            if support is not None:
+                batch = {k: jax.vmap(lambda a, i: a[i])(a, x["index"]) for k, a in support.items()} | x
+            v, opt, n = {k: state[k] for k in ("train", "fixed")}, state["opt"], state["step"]
+            key = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
+            v, opt, metrics = jax.vmap(step, in_axes=(0, 0, None, None, 0, 0, None))(v, opt, model, consts, batch, key, n)
+            return {**v, "opt": opt, "step": n + 1}, metrics
+
+        return jax.lax.scan(body, state, xs)
+
+    return jax.jit(call, donate_argnums=0)
+
+
+def index_stream(world, problem, group, seeds, batch, M, start, total, K):
+    """Batches as rows of the stored features: {"index", "weight"} `[K, S, B]`, from step `start` on."""
+    per_epoch = max(M // batch, 1)
+    order = functools.lru_cache(len(seeds))(pipeline.epoch_order)
+    for first in range(start, total, K):
+        steps = [divmod(n, per_epoch) for n in range(first, first + K)]
+        index = np.array([[order(M, batch, seed, epoch)[i] for seed in seeds] for epoch, i in steps], np.int32)
+        xs = {"index": index, "weight": np.ones(index.shape, np.float32)}
+        yield shard.pad(xs, 2, shard.rows(world.mesh))
+
+
+def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):
+    """Augmented images: {"image" [1, S, B, H, W, 3] uint8, "label", "index", "weight" [1, S, B]}, from step `start` on."""
+    config, dataset = world.config, world.dataset
+    splits = [fewshot.take(dataset.train, problem.train[s]) for s in group]
+    splits = [s._replace(labels=protocols.relabel(s.labels, problem.labels)) for s in splits]
+    size = world.model.config.vision.image_size
+    if config.data.augment == "crop":
+        augment = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
+    else:
+        augment = functools.partial(centered, size=size)
+    batches = pipeline.train_batches(splits, augment, batch, seeds, start=start, stop=total, **world.reading)
+    for b in batches:
+        yield shard.pad({k: a[None] for k, a in b.items()}, 2, shard.rows(world.mesh))
+
+
+def centered(image, rng, size):
+    """The test transform where an augmentation is expected."""
+    return transforms.center(image, size)
+
+
+def search(world, method, v, consts, problem, group):
+    """The method's search on validation, seed by seed."""
+    if not len(world.dataset.val.labels):
+        raise UserError(f"this method chooses settings on validation images, and {world.dataset.name} has none.")
+    found = []
+    for i, s in enumerate(group):
+        rows = problem.val[s]
+        label = protocols.relabel(world.dataset.val.labels[rows], problem.labels)
+        val = {"features": np.stack([world.stored["val"][r] for r in rows.tolist()]), "label": label}
+        found.append(method.finalize(jax.tree.map(lambda a, i=i: a[i], v), world.model, consts, val))
+    return stack(found)
+
+
+def stack(trees):
+    """Trees of one structure, stacked leaf by leaf along a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def refuse_nonfinite(run, step, seeds, metrics):
+    """Stop where a loss or a gradient is not a number; the last checkpoint stays."""
+    for name in ("loss", "grad_norm"):
+        broken = [seed for seed, value in zip(seeds, metrics[name], strict=True) if not np.isfinite(value)]
+        if broken:
+            raise UserError(
+                f"{run}: {name} is not finite for seed(s) {broken} by step {step}. The last checkpoint is kept. "
+                "A lower learning rate or model.dtype=float32 usually helps."
+            )
+
+
+# -------------------------------------------------------------------- the config
+def check(config):
+    """Everything about a config that can be found wrong before data or weights are read; returns its (method, protocol)s."""
+    for protocol in config.protocols:
+        if protocol not in protocols.PROTOCOLS:
+            raise unknown("protocol", protocol, protocols.PROTOCOLS)
+    for field, valid in (("bad_images", ("stop", "skip")), ("augment", ("none", "crop"))):
+        if config.data[field] not in valid:
+            raise unknown(f"value of data.{field}", config.data[field], valid)
+    for field in ("dtype", "param_dtype"):
+        if config.model[field] not in ("float32", "bfloat16"):
+            raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"seeds: expected different numbers, at least one; got {config.seeds}.")
+    if not (config.shots > 0 or config.shots == -1):
+        raise UserError(f"shots: expected a positive number of images a class, or -1 for all of them; got {config.shots}.")
+    if config.data.name not in task.known():
+        raise unknown("data set", config.data.name, task.known())
+    cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
+    for name, protocol in cells:
+        make(config, name, protocol)
+        recipe = recipe_of(config, name)
+        if "optimizer" in recipe and not recipe.optimizer.get("groups"):
+            optim.make(recipe.optimizer, 1, max(epochs_of(recipe, config.shots), 2), {"w": jnp.zeros(1)})
+    return cells
+
+
+def make(config, name, protocol):
+    """The method of a cell with its hyper-parameters."""
+    return methods.make(name, **hyper(config, name, protocol))
+
+
+def hyper(config, name, protocol):
+    """A method's hyper-parameters under a protocol: the recipe's, with what that protocol replaces."""
+    recipe = recipe_of(config, name)
+    return dict(recipe.hyper) | dict(recipe.get(protocol) or {})
+
+
+def recipe_of(config, name):
+    """The recipe of a method; a method of the package without one in this config is an error that says what to do."""
+    if name not in config.recipe:
+        methods.make(name)  # an unknown name says so first
+        raise UserError(f"config.recipe has no settings for {name!r}: name the method behind the colon, configs/...:{name}.")
+    return config.recipe[name]
+
+
+def epochs_of(recipe, shots):
+    """Passes over the training set: `epochs`, or, where that is 0, the published number for so many shots."""
+    if recipe.get("epochs"):
+        return recipe.epochs
+    pairs = recipe.get("epochs_by_shots") or ((1, 0),)
+    return next((epochs for most, epochs in pairs if 0 < shots <= most), pairs[-1][1])
+
+
+def uses_pixels(config, method, recipe):
+    """Whether a training step reads images: the method needs them, or they are augmented anew in each epoch."""
+    return method.needs == "pixels" or (config.data.augment != "none" and epochs_of(recipe, config.shots) > 0)
+
+
+def plain(config):
+    """The config as json data."""
+    return json.loads(config.to_json_best_effort())
+
+
+# -------------------------------------------------------------------- model, data and files
+def load_model(config, mesh):
+    """(Clip, tokenizer, digest) placed on the mesh."""
+    m = config.model
+    loaded = zoo.load(
+        m.name, image_size=m.image_size or None, dtype=m.dtype, param_dtype=m.param_dtype,
+        place=lambda path, shape: shard.on(mesh),
+    )  # fmt: skip
+    model = loaded.model.replace(config=dataclasses.replace(loaded.model.config, remat=m.remat))
+    return model, loaded.tokenizer, loaded.digest
+
+
+def drop_unreadable(config, dataset, problems):
+    """Unreadable training and validation images: the run stops with their list, or goes on without them (data.bad_images)."""
+    bad = []
+    for part in ("train", "val"):
+        split = getattr(dataset, part)
+        used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
+        found = pipeline.check(fewshot.take(split, used), dataset.upright, config.data.workers)
+        if found and config.data.bad_images == "stop":
+            raise UserError(pipeline.stop_message(found, len(used)))
+        for problem in problems.values() if found else ():
+            rows = getattr(problem, part)
+            rows[:] = [r[~np.isin(r, used[[b.index for b in found]])] for r in rows]
+        bad += found
+    return bad
+
+
+def write_lists(workdir, dataset, problems, seeds):
+    """The training and validation images of each seed, by name, in workdir/few_shot: what a run can be repeated from."""
+    for protocol, problem in problems.items():
+        for s, seed in enumerate(seeds):
+            lists = {
+                part: [getattr(dataset, part).names[i] for i in getattr(problem, part)[s].tolist()]
+                for part in ("train", "val")
+            }
+            write_json(workdir / "few_shot" / f"{protocol}-seed_{seed}.json", lists)
+
+
+def finished(config, workdir):
+    """results.json of this very run, or None where it is still to be made. A workdir of another config is refused."""
+    path = workdir / "config.json"
+    asked = plain(config)
+    if path.exists():
+        saved = json.loads(path.read_text())
+        flat = [dict(flatten(c)) for c in (saved, asked)]
+        keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
+        if keys:
+            lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
+            raise UserError("\n".join([f"{workdir} holds a run with another config:", *lines, "Use another --workdir."]))
+    elif logs.first_process():
+        write_json(path, asked)
+    results = workdir / "results.json"
+    return json.loads(results.read_text()) if results.exists() else None
+
+
+def flatten(tree, prefix=""):
+    """(dotted path, value) of every leaf of nested dicts."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def write_json(path, data):
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(data, indent=1, ensure_ascii=False))
+    os.replace(fresh, path)
