@@ -50,5 +50,5 @@ setup(
         "prepare": ["tensorflow", "scipy", "opencv-python-headless", "tifffile"],
         "parity": ["torch>=2.13.0"],
     },
-    entry_points={"pytest11": ["vlmx_goldens = vlmx.pytest_goldens"]},
+    entry_points={"pytest11": ["vlmx.pytest_goldens = vlmx.pytest_goldens"]},
 )

@@ -1,6 +1,7 @@
 """The golden harness, and the settings under which every test runs.
 
-`pytest --goldens DIR` (repeatable) checks the cases under DIR besides those in tests/goldens, which always run.
+`pytest --goldens DIR` (repeatable; `--goldens=DIR` where vlmx is not installed) checks the cases under DIR besides those
+in tests/goldens, which always run.
 To claim kinds of cases, mark a test that has "golden" in its name with patterns of kinds (see golden_cases.py); it runs
 once per case and gets the case's folder, or its file, as a Path:
 
@@ -42,13 +43,19 @@ sys.path.append(str(Path(__file__).parent.parent))
 import golden_cases  # noqa: E402
 import pytest  # noqa: E402
 
+from vlmx import pytest_goldens  # noqa: E402
+
 pytest_plugins = ["pytester"]
 CASES, CLAIMED = pytest.StashKey(), pytest.StashKey()
 
 
 def pytest_addoption(parser, pluginmanager):
-    if not pluginmanager.hasplugin("vlmx_goldens"):  # an installed vlmx has already added it
-        parser.addoption("--goldens", action="append", default=[], metavar="DIR", help="more golden cases (repeatable)")
+    if not pluginmanager.is_registered(pytest_goldens):  # vlmx is not installed: only --goldens=DIR will be understood
+        pluginmanager.register(pytest_goldens)
+
+
+def pytest_report_header():
+    return f"vlmx: {Path(pytest_goldens.__file__).parent}"
 
 
 def pytest_configure(config):

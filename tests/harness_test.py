@@ -36,9 +36,11 @@ def write(path, content):
 
 
 @pytest.fixture
-def repo(pytester):
+def repo(pytester, monkeypatch):
     """A small repository with this harness, three tests and one case of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))  # for vlmx, wherever it is installed or not
     (pytester.path / "tests").mkdir()
+    (pytester.path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
     for name in ("conftest.py", "golden_cases.py"):
         shutil.copy(HERE / name, pytester.path / "tests")
     (pytester.path / "tests" / "some_test.py").write_text(TESTS)
@@ -71,6 +73,14 @@ def test_a_directory_adds_its_cases_and_lists_the_kinds_nobody_claims(repo):
         ["*test_golden_dance?dance/slow-copy2? PASSED*", "*test_golden_steps?protocol/steps_a? PASSED*",
          "*golden cases of a kind not built yet*", "clip/song: song/loud", "other.json: protocol/other", "2 cases*"]
     )
+
+
+def test_a_directory_apart_from_its_option_is_not_taken_for_tests(repo, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (repo.path / "more").rename(elsewhere / "more")
+    result = run(repo, "-p", "vlmx.pytest_goldens", "--goldens", str(elsewhere / "more"), "-k", "dance")
+    result.assert_outcomes(passed=2, deselected=3)
+    result.stdout.fnmatch_lines([f"rootdir: {repo.path}", "configfile: pytest.ini"])
 
 
 def test_the_same_directory_twice_or_a_part_of_it_runs_once(repo):
