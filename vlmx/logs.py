@@ -1,0 +1,152 @@
+"""What a run writes while it runs: lines for people, a progress bar, metrics.jsonl and TensorBoard events.
+
+In a run of several processes only the first one says or writes anything (call `jax.distributed.initialize` before).
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+_START = time.monotonic()
+
+
+def first_process():
+    return jax.process_index() == 0
+
+
+def say(*what):
+    """Print what is being done, after the minutes and seconds since the start, without tearing a progress bar."""
+    if first_process():
+        minutes, seconds = divmod(int(time.monotonic() - _START), 60)
+        tqdm.write(f"{minutes:3d}:{seconds:02d}  {' '.join(map(str, what))}", file=sys.stdout)
+        sys.stdout.flush()
+
+
+class _Lines:
+    """A stream for tqdm where there is no terminal: each drawing of the bar becomes a line of its own."""
+
+    def write(self, text):
+        text = text.strip()
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self):
+        sys.stderr.flush()
+
+
+def progress(total, what, *, start=0, unit="step"):
+    """A tqdm bar with rate and time left: `.update(n)`, `.set_postfix(loss=...)`, `.close()`, or a `with` block.
+
+    `start`: steps an earlier session has done, not counted in the rate. Without a terminal: a line every 20 s.
+    """
+    terminal = sys.stderr.isatty()
+    every = 0.2 if terminal else 20.0
+    bar = tqdm(
+        total=total,
+        initial=start,
+        desc=what,
+        unit=unit,
+        mininterval=every,
+        maxinterval=max(every, 10.0),
+        file=sys.stderr if terminal else _Lines(),
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 100,
+        disable=not first_process(),
+        leave=False,
+    )
+    return bar
+
+
+def _key(row):
+    return row.get("run"), row.get("tag"), row.get("seed"), row.get("step")
+
+
+def read(workdir):
+    """Rows of metrics.jsonl, oldest first; a last line cut short when the process was killed is left out."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what follows the last newline is not whole
+    return [json.loads(line) for line in lines]
+
+
+def curve(workdir, run, tag="train"):
+    """Curve of `run` for results.json: {"step": [n], "seeds": [...], metric: [n][seeds]}; None: no value."""
+    rows = [row for row in read(workdir) if row["run"] == run and row["tag"] == tag]
+    steps = sorted({row["step"] for row in rows})
+    seeds = sorted({row["seed"] for row in rows}, key=lambda seed: (seed is not None, seed))
+    metrics = list(dict.fromkeys(name for row in rows for name in row if name not in ("run", "tag", "seed", "step")))
+    at = {(row["step"], row["seed"]): row for row in rows}
+    values = {name: [[at.get((step, seed), {}).get(name) for seed in seeds] for step in steps] for name in metrics}
+    return {"step": steps, "seeds": seeds, **values}
+
+
+class Logs:
+    """metrics.jsonl and TensorBoard events under `workdir`; a line: {"run", "tag", "seed", "step", name: value, ...}.
+
+    A line is written whole and flushed, so killing the process loses nothing before it. A resumed run writes each
+    (run, tag, seed, step) once: `begin` drops the rows after the step it goes on from.
+    """
+
+    def __init__(self, workdir):
+        self.workdir, self.run, self.done, self.writers = Path(workdir), None, -1, {}
+        self.first = first_process()
+        if not self.first:
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._rewrite(read(workdir))
+
+    def _rewrite(self, rows):
+        self.written = {_key(row) for row in rows}
+        path, fresh = self.workdir / "metrics.jsonl", self.workdir / "metrics.jsonl.new"
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(fresh, path)  # all or nothing: killed here, the old file is still whole
+
+    def begin(self, run, step=-1, seeds=None):
+        """Start writing `run` (a name such as "coop-base_to_new"), going on after the rows of `step`.
+
+        Its later rows are dropped; -1: all of them. `seeds`: only these go on, the others' rows stay.
+        """
+        self.close()
+        self.run, self.done = run, step
+        if self.first:
+            redone = lambda row: row["run"] == run and row["step"] > step and (seeds is None or row["seed"] in seeds)
+            self._rewrite([row for row in read(self.workdir) if not redone(row)])
+
+    def write(self, step, values, *, tag="train", seed=None):
+        """Log `values` (name -> scalar) at `step`. A value that is not finite is written as null: JSON has no NaN."""
+        row = {"run": self.run, "tag": tag, "seed": None if seed is None else int(seed), "step": int(step)}
+        if not self.first or _key(row) in self.written:
+            return
+        self.written.add(_key(row))
+        values = {name: float(np.asarray(value)) for name, value in values.items()}
+        line = json.dumps(row | {name: value if math.isfinite(value) else None for name, value in values.items()})
+        with open(self.workdir / "metrics.jsonl", "a") as file:
+            file.write(line + "\n")
+        writer = self._writer(seed)
+        for name, value in values.items():
+            writer.add_scalar(f"{tag}/{name}", value, int(step))
+
+    def _writer(self, seed):
+        # A TensorBoard "run" per seed, so that its own smoothing and overlay work; purge_step hides what is redone.
+        if seed not in self.writers:
+            folder = self.workdir / "tensorboard" / str(self.run) / ("" if seed is None else f"seed{seed}")
+            self.writers[seed] = SummaryWriter(str(folder), purge_step=self.done + 1 if self.done >= 0 else None)
+        return self.writers[seed]
+
+    def close(self):
+        for writer in self.writers.values():
+            writer.close()
+        self.writers = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
