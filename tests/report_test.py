@@ -1,0 +1,281 @@
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlmx import report
+from vlmx.errors import UserError
+from vlmx.metrics import accuracy
+
+NAMES = ["<b>cat</b>", "$dog_1$", "ж", "cow"]
+CONFUSION = [[9, 1, 0, 0], [2, 8, 0, 0], [0, 0, 10, 0], [0, 0, 4, 6]]
+
+
+def run(method, protocol, values, **more):
+    metrics = ("accuracy", "macro_f1") if protocol == "few_shot" else ("base", "new", "hm")
+    part = "all" if protocol == "few_shot" else "base"
+    names = NAMES if part == "all" else NAMES[:2]
+    confusion = np.array(CONFUSION)[: len(names), : len(names)]
+    per_class = {part: dict(zip(names, accuracy.per_class(confusion)))}
+    seeds = [
+        {"seed": s, "metrics": dict(zip(metrics, v)), "per_class": per_class, "confusion": {part: confusion.tolist()}}
+        for s, v in enumerate(values, 1)
+    ]
+    summary = {name: accuracy.summary([v[i] for v in values]) for i, name in enumerate(metrics)}
+    return {
+        "method": method,
+        "protocol": protocol,
+        "shots": 16,
+        "images": "pixels",
+        "trained_params": 8192,
+        "trained_percent": 0.0066,
+        "seconds": 71.2,
+        "settings": {"lr": 0.002},
+        "notes": [f"a note of {method}"],
+        "seeds": seeds,
+        "summary": summary,
+        **more,
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    curve = {"step": [0, 10, 20], "seeds": [1, 2, 3], "loss": [[2, 2.1, 1.9], [1, None, 1.1], [0.5, 0.4, 0.6]]}
+    images = [np.full((8, 8, 3), 200, np.uint8), Image.new("L", (400, 300))]
+    rows = [{"run": 1, "seed": 1, "part": "all", "true": NAMES[0], "said": said, "p": 0.83} for said in NAMES[1:3]]
+    return {
+        "title": "Pets & <script>alert(1)</script>",
+        "created": "2026-01-02 03:04",
+        "command": "python -m vlmx.main --config 'a b'",
+        "config": {"data": {"name": "pets"}},
+        "versions": {"jax": "0.10.2"},
+        "device": "2 x cpu",
+        "seconds": 134.2,
+        "dataset": {
+            "name": "pets",
+            "classnames": NAMES,
+            "n_train": 64,
+            "n_val": 16,
+            "n_test": 40,
+            "notes": ["split made with seed 0"],
+        },
+        "reference": {"method": "zero_shot", "accuracy": 70.04},
+        "model": {"name": "tiny_clip", "digest": "ab" * 32, "params": 2_500_000},
+        "runs": [
+            run("zero_shot", "few_shot", [(70.0, 65)] * 3, trained_params=0, trained_percent=0.0),
+            run("coop", "few_shot", [(82.0, 79), (83, 80), (84, 81)], curve=curve),
+            run("coop", "base_to_new", [(90.0, 60, 72), (91, 50, 64.5), (92, 40, 55.8)]),
+        ],
+        "mistakes": report.save_mistakes(tmp_path, images, rows),
+    }
+
+
+def write(folder, results):
+    (folder / "results.json").write_text(json.dumps(results))
+    return report.write(folder).read_text()
+
+
+def test_the_page_has_every_section_and_the_numbers(tmp_path, results):
+    page = write(tmp_path, results)
+    for section in ("results", "curves", "classes", "confusion", "mistakes", "protocol", "config"):
+        assert f'<section id="{section}">' in page
+    for text in (
+        "83.0",
+        "± 0.6",
+        "0.0066 %",
+        "8,192",
+        "2.5 M",
+        "2 min 14 s",
+        "seeds 1, 2, 3",
+        "split made with seed 0",
+        "a note of coop",
+        "python -m vlmx.main",
+        "0.10.2",
+        "coop 64.5",
+        "83\u00a0%",
+        "64 / 16 / 40",
+        "Before any training, zero_shot gets 70.0.",
+    ):
+        assert text in page, text
+    assert (
+        page.count("<svg") == 1
+        and page.count('<img class="tiny" src="data:image/png') == 1
+        and "data:image/jpeg" in page
+    )
+    assert re.search(r'class="best">83.0', page) and not re.search(r'class="best">70.0', page)
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path, results):
+    page = write(tmp_path, results)
+    assert not re.search(r"""\b(?:src|href|data|action)=["'](?!data:|#)""", page)
+    assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", page)
+
+
+def test_names_are_escaped_and_never_read_as_formulas(tmp_path, results):
+    page = write(tmp_path, results)
+    assert "<b>cat" not in page and "&lt;b&gt;cat&lt;/b&gt;" in page and "<script" not in page
+    assert "$dog_1$" in page and "ж" in page
+
+
+def test_ids_of_drawings_do_not_clash(tmp_path, results):
+    results["runs"][2]["curve"] = results["runs"][1]["curve"]
+    page = write(tmp_path, results)
+    ids = re.findall(r'\bid="((?:p|m)[0-9a-f]{10})"', page)
+    assert len(ids) >= 2 and len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ["title"],
+        ["created"],
+        ["command"],
+        ["config"],
+        ["versions"],
+        ["device"],
+        ["dataset"],
+        ["model"],
+        ["seconds"],
+        ["mistakes"],
+        ["dataset", "classnames"],
+        ["dataset", "n_test"],
+        ["model", "digest"],
+        ["runs"],
+        *(
+            ["runs", 1, key]
+            for key in (
+                "shots",
+                "images",
+                "trained_params",
+                "trained_percent",
+                "seconds",
+                "settings",
+                "notes",
+                "seeds",
+                "summary",
+                "curve",
+            )
+        ),
+        *(["runs", 1, "seeds", 0, key] for key in ("per_class", "confusion", "metrics")),
+    ],
+    ids=lambda p: "-".join(map(str, p)),
+)
+def test_a_missing_part_does_not_matter(tmp_path, results, path):
+    results = copy.deepcopy(results)
+    *to, last = path
+    place = results
+    for key in to:
+        place = place[key]
+    del place[last]
+    assert "</html>" in write(tmp_path, results)
+    report.table(results)
+
+
+def test_pretraining_has_no_table_but_its_figures_and_curve(tmp_path):
+    page = write(
+        tmp_path,
+        {
+            "title": "pretraining",
+            "runs": [],
+            "summary": {"objects": {"mean": 88.125, "stderr": None, "n": 1}, "loss": 0.5},
+            "curve": {"step": [0, 1], "loss": [2, 1]},
+        },
+    )
+    assert (
+        '<section id="figures">' in page
+        and "88.12" in page
+        and page.count("<svg") == 1
+        and '<section id="results">' not in page
+    )
+    assert report.table({"summary": {"loss": 0.5}}) == "training: loss 0.50"
+    assert "</html>" in write(tmp_path, {}) and report.table({}) == ""
+
+
+def test_one_seed_has_no_error(tmp_path, results):
+    for one in results["runs"]:
+        one["seeds"] = one["seeds"][:1]
+        del one["summary"]
+    page = write(tmp_path, results)
+    assert "no error can be given" in page and "±" not in re.sub(r"<style.*?</style>", "", page, flags=re.S)
+    assert "+-" not in report.table(results) and report.table(results).endswith("per cent; seed 1")
+
+
+def test_many_classes_show_the_hardest_and_a_picture(tmp_path, results):
+    names = [f"class {i}" for i in range(100)]
+    matrix = np.diag(np.arange(1, 101))
+    matrix[7, 3] = 50
+    per_class = dict(zip(names, accuracy.per_class(matrix)))
+    results["dataset"]["classnames"] = names
+    results["runs"] = [run("coop", "few_shot", [(1.0, 1.0)])]
+    results["runs"][0]["seeds"][0].update(per_class={"all": per_class}, confusion={"all": matrix.tolist()})
+    page = write(tmp_path, results)
+    assert "the 15 hardest of 100" in page and 'class="heat"' in page and '<table class="matrix">' not in page
+    assert 'class 7 → class 3 <span class="soft">50 times (86 %)' in page
+
+
+def test_the_table_for_the_terminal(results):
+    assert report.table(results).splitlines() == [
+        "method     shots     few-shot         base          new           HM  trained parameters",
+        "----------------------------------------------------------------------------------------",
+        "zero_shot     16  70.0 +- 0.0                                                    0 (0 %)",
+        "coop          16  83.0 +- 0.6  91.0 +- 0.6  50.0 +- 5.8  64.1 +- 4.7    8,192 (0.0066 %)",
+        "per cent; mean +- standard error over seeds 1, 2, 3",
+    ]
+
+
+def test_runs_of_one_method_are_told_apart_by_what_differs(results):
+    results["runs"] = [
+        run("coop", "few_shot", [(80.0, 80)], settings={"lr": 0.1, "ctx": n}, shots=shots)
+        for n, shots in ((4, 1), (4, 16), (16, 16))
+    ]
+    lines = report.table(results).splitlines()[2:-1]
+    assert [line.split()[:3] for line in lines] == [
+        ["coop", "1", "80.0"],
+        ["coop", "ctx=4", "16"],
+        ["coop", "ctx=16", "16"],
+    ]
+
+
+def test_mistakes_are_the_surest_and_of_all_classes():
+    said, p, labels = [0, 1, 1, 1, 1, 1], [0.9, 0.9, 0.8, 0.7, 0.6, 1.0], [0, 0, 0, 0, 2, 2]
+    assert report.pick_mistakes(said, p, labels, 3, weight=[1, 1, 1, 1, 1, 0]).tolist() == [1, 4, 2]
+
+
+def test_saved_mistakes_are_small_and_relative(tmp_path, results):
+    images = [row["image"] for row in results["mistakes"]]
+    assert images == ["mistakes/1-1-all-000.png", "mistakes/1-1-all-001.png"]
+    assert [Image.open(tmp_path / name).size for name in images] == [(8, 8), (224, 168)]
+
+
+def test_a_picture_that_is_gone_or_outside_is_said(tmp_path, results):
+    folder = tmp_path / "w"
+    folder.mkdir()
+    (folder / "bad.png").write_bytes(b"")
+    results["mistakes"] = [
+        {"run": 0, "image": name, "true": "a", "said": "b"}
+        for name in ("gone.png", "bad.png", "../" + results["mistakes"][0]["image"])
+    ]
+    assert write(folder, results).count("picture not found") == 3
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="results.json does not exist: give the --workdir"):
+        report.write(tmp_path)
+    (tmp_path / "results.json").write_text('{"runs": [')
+    with pytest.raises(UserError, match="not whole JSON .*run the command again"):
+        report.write(tmp_path)
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(UserError, match="holds a list"):
+        report.write(tmp_path)
+
+
+def test_the_command(tmp_path, results, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert (
+        report.main([str(tmp_path)]) == 0 and "coop" in capsys.readouterr().out and (tmp_path / "report.html").exists()
+    )
+    assert report.main([]) == 2 and report.main([str(tmp_path / "no")]) == 2
+    assert "does not exist" in capsys.readouterr().err

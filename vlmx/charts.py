@@ -1,0 +1,156 @@
+"""What the report draws: bars and matrices as rows for the page's own HTML, curves as SVG, a large matrix as a PNG.
+
+Everything stands in the page itself, in its ink and font; matplotlib without pyplot, so no global state.
+"""
+
+import base64
+import io
+import math
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+
+INK = "#010203"  # drawn with this and replaced by currentColor, so that one drawing serves light and dark pages
+POINTS = 300  # more steps than this are averaged in bins: the eye sees no more, and the page stays small
+PARTS = {"all": "all classes", "base": "base classes", "new": "new classes"}
+COLOURS = ("#3b7dd8", "#d9822b", "#2a9d74", "#b5509c", "#7a6fd0", "#a08a1c", "#c94f4f", "#4a9fb5")
+MANY = 25  # more classes than this: a picture and a list instead of a table, the hardest classes instead of all
+HARDEST = 15
+
+
+def largest(runs, run_names):
+    """[(name, run)]: of runs that differ only in shots, the one with the most; the page would be long otherwise."""
+    best = {}
+    for name, run in zip(run_names, runs):
+        key = name, run.get("protocol")
+        if key not in best or (run.get("shots") or 0) >= (best[key][1].get("shots") or 0):
+            best[key] = name, run
+    return list(best.values())
+
+
+def per_class(shown, colours):
+    """Accuracy of each class, averaged over seeds: one chart per part, the methods side by side."""
+    found = []
+    for part, title in PARTS.items():
+        methods, classes = [], {}
+        for name, run in shown:
+            seeds = [seed["per_class"] for seed in run.get("seeds") or [] if part in (seed.get("per_class") or {})]
+            seeds = [seed[part] for seed in seeds]
+            if not seeds:
+                continue
+            for label in seeds[0]:
+                values = [seed[label] for seed in seeds if seed.get(label) is not None and math.isfinite(seed[label])]
+                classes.setdefault(label, {})[name] = float(np.mean(values)) if values else None
+            methods.append({"name": name, "colour": colours[name]})
+        rows = [{"name": k, "values": [(m, v.get(m["name"])) for m in methods]} for k, v in classes.items()]
+        many = len(rows) > MANY
+        if many:
+            rows.sort(key=lambda row: np.mean([v for _, v in row["values"] if v is not None] or [101]))
+        if rows:
+            part_rows = {"rows": rows[:HARDEST], "all": rows} if many else {"rows": rows, "all": None}
+            found.append({"title": title, "methods": methods, **part_rows})
+    return found
+
+
+def confusions(shown, classnames):
+    """A matrix per run and part, summed over seeds: a table of counts or, for many classes, a picture."""
+    result = []
+    for name, run in shown:
+        for part, title in PARTS.items():
+            seeds = [seed for seed in run.get("seeds") or [] if part in (seed.get("confusion") or {})]
+            if not seeds:
+                continue
+            matrix = np.sum([seed["confusion"][part] for seed in seeds], axis=0)
+            own = list((seeds[0].get("per_class") or {}).get(part) or ())
+            numbers = [str(i) for i in range(len(matrix))]
+            labels = next(labels for labels in (own, classnames, numbers) if len(labels) == len(matrix))
+            big = len(matrix) > MANY
+            share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+            wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+            order = np.argsort(-wrong, axis=None, kind="stable")[: 12 if big else 4]
+            top = [
+                (labels[t], labels[s], int(matrix[t, s]), f"{100 * share[t, s]:.0f} %")
+                for t, s in zip(*np.unravel_index(order, matrix.shape))
+                if wrong[t, s]
+            ]
+            folded = part != "all" and any(r["name"] == name and r["part"] == PARTS["all"] for r in result)
+            result.append(
+                {
+                    "name": name,
+                    "part": title,
+                    "folded": folded,
+                    "labels": labels,
+                    "top": top,
+                    "image": heat_map(share) if big else None,
+                    "rows": None if big else list(zip(labels, matrix.tolist(), share.tolist())),
+                }
+            )
+    return result
+
+
+def curves(sources, colours):
+    """An SVG per run and metric: the mean over seeds as a line, each seed faint behind it.
+
+    `sources`: [(name, run)], where a run may hold "curve": {"step": [n], metric: [n] or [n][seeds], None for no value}.
+    """
+    sources = [(name, run) for name, run in sources if run.get("curve")]
+    several = len({run.get("shots") for _, run in sources}) > 1
+    drawn = []
+    for name, run in sources:
+        curve, steps = run["curve"], run["curve"].get("step") or []
+        for metric in (key for key in curve if key not in ("step", "seeds", "lr")):
+            values = np.array(curve[metric], np.float64).reshape(len(curve[metric]), -1)  # None becomes NaN
+            if len(steps) < 2 or len(values) != len(steps) or not np.isfinite(values).any():
+                continue
+            shots = f"{run['shots']} shots" if several and run.get("shots") else ""
+            label, colour = metric.replace("_", " "), colours.get(name, COLOURS[0])
+            where = " · ".join(filter(None, [(run.get("protocol") or "").replace("_", "-"), shots]))
+            svg = lines(steps, values, colour, label, salt=f"c{len(drawn)}")
+            drawn.append({"name": name, "where": where, "metric": label, "seeds": values.shape[1], "svg": svg})
+    return drawn
+
+
+def lines(steps, values, colour, ylabel, salt):
+    """Inline SVG of `values` [steps, seeds]: mean as a line, seeds faint. `salt` keeps apart the ids of one page."""
+    steps, values = np.asarray(steps, np.float64), np.ma.masked_invalid(values)
+    bins = np.array_split(np.arange(len(steps)), min(len(steps), POINTS))
+    steps = np.array([steps[b].mean() for b in bins])
+    values = np.ma.stack([values[b].mean(axis=0) for b in bins])
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+        "font.size": 9,
+        "axes.linewidth": 0.6,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.4, 2.5), layout="constrained")
+        axes = figure.subplots()
+        if values.shape[1] > 1:
+            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.45)
+        axes.plot(steps, values.mean(axis=1), color=colour, linewidth=1.8)
+        axes.set_xlabel("step")
+        axes.set_ylabel(ylabel, parse_math=False)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.locator_params(nbins=6)
+        axes.margins(x=0.01)
+        text = io.StringIO()
+        unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same curve gives the same bytes
+        figure.savefig(text, format="svg", transparent=True, metadata=unsaid)
+    svg = text.getvalue()
+    return Markup(svg[svg.index("<svg") :].replace(INK, "currentColor"))
+
+
+def heat_map(share):
+    """Data URI of a PNG, a pixel per cell of `share` [C, C] in 0..1: blue where right, orange where wrong."""
+    right = np.eye(len(share), dtype=bool)
+    pixels = np.zeros((*share.shape, 4), np.uint8)
+    pixels[..., :3] = np.where(right[..., None], (59, 125, 216), (217, 100, 30))
+    pixels[..., 3] = np.round(255 * np.where(right, share, np.sqrt(share)))  # the root: a 4 % confusion must be seen
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,291 @@
+"""The page and the table that a run ends in, made from `results.json` alone. Again: `python -m vlmx.report WORKDIR`."""
+
+import base64
+import io
+import json
+import math
+import os
+import sys
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from vlmx import charts
+from vlmx.errors import UserError
+from vlmx.metrics import accuracy
+
+HEADLINE = (
+    ("few-shot", "few_shot", "accuracy"),
+    ("base", "base_to_new", "base"),
+    ("new", "base_to_new", "new"),
+    ("HM", "base_to_new", "hm"),
+)
+MISTAKES = 24  # pictures shown per run
+
+
+# ---------------------------------------------------------------- reading and saying
+def load(workdir):
+    path = Path(workdir) / "results.json"
+    try:
+        results = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give the --workdir of a run that has finished") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}: {error.msg}"
+        raise UserError(f"{path} is not whole JSON ({where}): run the command again to write it") from None
+    if not isinstance(results, dict):
+        raise UserError(f'{path} holds a {type(results).__name__}, expected an object with "runs"')
+    return results
+
+
+def duration(seconds):
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else (f"{rest} s" if seconds >= 10 else f"{seconds:.1f} s")
+
+
+def count(n):
+    """Trained or held parameters: 8,192 in full, 149.6 M when the digits say nothing."""
+    return "" if n is None else f"{n:,}" if n < 1e6 else f"{n / 1e6:,.1f} M"
+
+
+def percent(value):
+    """Two significant digits, for shares that span 0.0005 % to 100 %."""
+    if value is None:
+        return ""
+    return (
+        f"{value:.0f} %" if value >= 99.5 or not value else f"{float(f'{value:.2g}'):f}".rstrip("0").rstrip(".") + " %"
+    )
+
+
+def names(runs):
+    """A name for each run: its method, and what differs where it ran again in the same protocol and shots."""
+
+    def settings(run):
+        return {"images": run.get("images"), **(run.get("settings") or {})}
+
+    result = []
+    for run in runs:
+        twins = [r for r in runs if all(r.get(k) == run.get(k) for k in ("method", "protocol", "shots"))]
+        differs = [k for k, v in settings(run).items() if any(settings(t).get(k) != v for t in twins)]
+        result.append(" ".join([str(run.get("method", "run")), *(f"{k}={settings(run)[k]}" for k in differs)]))
+    return result
+
+
+def figures(run):
+    """{metric: {"mean", "stderr", "n"}} of a run: its own summary, or made from its seeds."""
+    seeds = [seed.get("metrics") or {} for seed in run.get("seeds") or []]
+    found = dict.fromkeys(name for metrics in seeds for name in metrics)
+    made = {name: accuracy.summary([m[name] for m in seeds if m.get(name) is not None] or [math.nan]) for name in found}
+    given = {k: v if isinstance(v, dict) else {"mean": v} for k, v in (run.get("summary") or {}).items()}
+    return made | given
+
+
+def cell(figure, digits):
+    """(mean, standard error or "") as text."""
+    mean, stderr = figure.get("mean"), figure.get("stderr")
+    if mean is None or not math.isfinite(mean):
+        return "–", ""
+    return f"{mean:.{digits}f}", "" if stderr is None else f"{stderr:.{digits}f}"
+
+
+def result_rows(results):
+    """The headline table -> (columns, rows): a row is a method at one number of shots, with every protocol."""
+    runs = [run for run in results.get("runs") or [] if run.get("protocol") in ("few_shot", "base_to_new")]
+    digits = 2 if ((results.get("dataset") or {}).get("n_test") or 0) >= 5000 else 1  # none finer than half an image
+    columns = [c for c in HEADLINE if any(c[1] == run["protocol"] and c[2] in figures(run) for run in runs)]
+    rows = {}
+    for name, run in zip(names(runs), runs):
+        shots, values = run.get("shots"), figures(run)
+        row = rows.setdefault((name, shots), {"name": name, "shots": shots, "cells": {}, "best": set(), "seconds": 0})
+        row["seconds"] += run.get("seconds") or 0
+        row |= {k: run[k] for k in ("trained_params", "trained_percent") if run.get(k) is not None}
+        for title, protocol, metric in columns:
+            if protocol == run["protocol"] and metric in values:
+                row["cells"][title] = cell(values[metric], digits)
+        if "base" in values and "new" in values:
+            row["hm_of_means"] = f"{accuracy.harmonic_mean(values['base']['mean'], values['new']['mean']):.{digits}f}"
+    for title, _, _ in columns:
+        shown = {key: row["cells"][title][0] for key, row in rows.items() if row["cells"].get(title, "–")[0] != "–"}
+        best = max(shown.values(), key=float) if len(shown) > 1 else None
+        for key in (key for key in shown if shown[key] == best):  # all that read the same are best
+            rows[key]["best"].add(title)
+    return [c[0] for c in columns], list(rows.values())
+
+
+def _subject(results):
+    """What a run without methods is about: the model it made."""
+    return str((results.get("model") or {}).get("name") or "training")
+
+
+def other_figures(results):
+    """Runs of other protocols, and a run without any (pre-training): {"name", "figures": [(metric, mean, stderr)]}."""
+    runs = [run for run in results.get("runs") or [] if run.get("protocol") not in ("few_shot", "base_to_new")]
+    runs += [{**results, "method": _subject(results)}] if results.get("summary") else []
+    rows = [(run, [(k.replace("_", " "), *cell(v, 2)) for k, v in figures(run).items()]) for run in runs]
+    return [{"name": str(run.get("method", "run")), "figures": found} for run, found in rows if found]
+
+
+def seeds_of(results):
+    """All the seeds named in the results, in the order they ran."""
+    return list(dict.fromkeys(seed.get("seed") for run in results.get("runs") or [] for seed in run.get("seeds") or []))
+
+
+def table(results):
+    """The result table as plain text, for the terminal."""
+    columns, rows = result_rows(results)
+    lines = [["method", "shots", *columns, "trained parameters"]] if rows else []
+    for row in rows:
+        cells = [" +- ".join(filter(None, row["cells"].get(title, ("",)))) for title in columns]
+        trained = count(row.get("trained_params"))
+        if "trained_percent" in row:
+            trained += f" ({percent(row['trained_percent'])})"
+        lines.append([row["name"], str(row["shots"] or "-"), *cells, trained])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = [f"{line[0]:{widths[0]}}" + "".join(f"  {v:>{w}}" for v, w in zip(line[1:], widths[1:])) for line in lines]
+    if text:
+        text.insert(1, "-" * len(text[0]))
+        seeds = seeds_of(results)
+        many = f"; mean +- standard error over seeds {', '.join(map(str, seeds))}"
+        text.append("per cent" + (many if len(seeds) > 1 else f"; seed {seeds[0]}" if seeds else ""))
+    for row in other_figures(results):
+        found = [f"{metric} {mean}" + (f" +- {stderr}" if stderr else "") for metric, mean, stderr in row["figures"]]
+        text.append(f"{row['name']}: {', '.join(found)}")
+    return "\n".join(line.rstrip() for line in text)
+
+
+# ---------------------------------------------------------------- the pictures it got wrong
+def pick_mistakes(said, p, labels, n=MISTAKES, weight=None):
+    """Rows [k <= n] of the surest mistakes, in turn from the true classes so that one bad class does not fill the page.
+
+    `said` and `labels` [N] are classes, `p` [N] the probability of what was said; rows of zero `weight` [N] are left.
+    """
+    said, p, labels = np.asarray(said), np.asarray(p), np.asarray(labels)
+    wrong = np.flatnonzero((said != labels) & (True if weight is None else np.asarray(weight) != 0))
+    wrong = wrong[np.argsort(-p[wrong], kind="stable")]
+    seen = Counter()
+    turn = [seen.update([label]) or seen[label] for label in labels[wrong].tolist()]
+    return wrong[np.argsort(turn, kind="stable")][:n]
+
+
+def save_mistakes(workdir, images, rows):
+    """Write `images` (PIL, or uint8 [H, W, 3] or [H, W]) as small PNGs under workdir/mistakes.
+
+    `rows`: one {"run", "seed", "part", "true", "said", "p"} per image; returned with "image", a path from `workdir`.
+    """
+    (Path(workdir) / "mistakes").mkdir(parents=True, exist_ok=True)
+    saved = []
+    for i, (image, row) in enumerate(zip(images, rows, strict=True)):
+        image = image.copy() if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+        image.thumbnail((224, 224))
+        name = f"mistakes/{row.get('run', 0)}-{row.get('seed')}-{row.get('part', 'all')}-{i:03d}.png"
+        image.convert("RGB").save(Path(workdir) / name)
+        saved.append({**row, "image": name})
+    return saved
+
+
+def _data_uri(workdir, name):
+    """The image as a data URI, or None: a page without one of its pictures is better than no page."""
+    path = (Path(workdir) / str(name)).resolve()
+    if not path.is_relative_to(Path(workdir).resolve()):
+        return None
+    try:
+        image = Image.open(path).convert("RGB")
+    except OSError:
+        return None
+    small = max(image.size) <= 64
+    image.thumbnail((160, 160))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if small else "JPEG", quality=88)
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def mistakes(results, workdir, run_names):
+    """The pictures to show -> [{"name", "part", "rows": [mistake + "uri" (or None) and "sure"]}], by run and part."""
+    groups = {}
+    for row in results.get("mistakes") or []:
+        sure = "" if row.get("p") is None else f"{100 * row['p']:.0f}\u00a0%"
+        groups.setdefault((row.get("run", 0), row.get("part", "all")), []).append(row | {"sure": sure})
+    return [
+        {
+            "name": run_names[run] if run < len(run_names) else f"run {run}",
+            "part": charts.PARTS.get(part, part),
+            "rows": [row | {"uri": _data_uri(workdir, row.get("image"))} for row in rows[:MISTAKES]],
+        }
+        for (run, part), rows in groups.items()
+    ]
+
+
+# ---------------------------------------------------------------- the page
+def page(results, workdir):
+    """The page as text: no request leaves it, every string of the results is escaped."""
+    runs = results.get("runs") or []
+    run_names = names(runs)
+    colours = {name: charts.COLOURS[i % len(charts.COLOURS)] for i, name in enumerate(dict.fromkeys(run_names))}
+    shown = charts.largest(runs, run_names)
+    sources = list(zip(run_names, runs)) + [(_subject(results), results)]
+    columns, rows = result_rows(results)
+    dataset, model = results.get("dataset") or {}, results.get("model") or {}
+    notes = [note for holder in (dataset, *runs, results) for note in holder.get("notes") or []]
+    learnt = [
+        (name, run["images"]) for name, run in zip(run_names, runs) if run.get("images") and run.get("trained_params")
+    ]
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(count=count, percent=percent, duration=duration)
+    template = environment.from_string((resources.files("vlmx") / "assets" / "report.html.j2").read_text())
+    return template.render(
+        results=results,
+        dataset=dataset,
+        model=model,
+        runs=list(zip(run_names, runs)),
+        columns=columns,
+        rows=rows,
+        others=other_figures(results),
+        colours=colours,
+        seeds=seeds_of(results),
+        shots=sorted({run["shots"] for run in runs if run.get("shots")}),
+        protocols={run.get("protocol") for run in runs},
+        images=list(dict.fromkeys(learnt)),
+        notes=list(dict.fromkeys(notes)),
+        curves=charts.curves(sources, colours),
+        classes=charts.per_class(shown, colours),
+        confusions=charts.confusions(shown, dataset.get("classnames") or []),
+        mistakes=mistakes(results, workdir, run_names),
+        seed_rows=[(name, run, seed) for name, run in zip(run_names, runs) for seed in run.get("seeds") or []],
+        config=json.dumps(results.get("config") or {}, indent=2, ensure_ascii=False),
+        hardest=charts.HARDEST,
+    )
+
+
+def write(workdir):
+    """Make workdir/report.html from workdir/results.json -> its path. UserError if there are no results."""
+    path, fresh = Path(workdir) / "report.html", Path(workdir) / "report.html.new"
+    fresh.write_text(page(load(workdir), workdir), encoding="utf-8")
+    os.replace(fresh, path)
+    return path
+
+
+def main(arguments):
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m vlmx.report WORKDIR", file=sys.stderr)
+        return 2
+    try:
+        path = write(arguments[0])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(table(load(arguments[0])))
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
