@@ -194,8 +194,8 @@ def read_split(path: Path) -> dict[str, list[Item]]:
         return {p: [(str(i), int(label), str(c)) for i, label, c in parts[p]] for p in ("train", "val", "test")}
     except (json.JSONDecodeError, KeyError, ValueError, TypeError) as e:
         raise UserError(
-            f"{path} is no split file ({type(e).__name__}: {e}). Expected a JSON object with the keys train, val and test, "
-            "each a list of [image path, label, class name]; was it downloaded as a web page instead?"
+            f"{path} is no split file ({type(e).__name__}: {e}). Expected a JSON object with the keys train, val and "
+            "test, each a list of [image path, label, class name]; was it downloaded as a web page instead?"
         ) from e
 
 
@@ -211,8 +211,8 @@ def names_of(name: str, parts: dict[str, list[Item]]) -> tuple[str, ...]:
         odd = next((i for i in items if names.get(i[1]) != i[2]), None)
         if odd:
             raise UserError(
-                f"{name}: in {part}, {odd[0]} has label {odd[1]} and class {odd[2]!r}, but the training images of this label "
-                f"have class {names.get(odd[1], 'none')!r}. The same classes are needed in every split."
+                f"{name}: in {part}, {odd[0]} has label {odd[1]} and class {odd[2]!r}, but the training images of "
+                f"this label have class {names.get(odd[1], 'none')!r}. The same classes are needed in every split."
             )
     return tuple(names[i] for i in range(len(names)))
 

@@ -1,6 +1,6 @@
 """Few-shot subsets and base/new halves, image by image those of CoOp and Dassl.
 
-The order of the lists and every draw of Python's `random` matter: the same seed must name the same images as the papers'.
+The order of the lists and every draw of Python's `random` matter: the same seed has to name the papers' images.
 """
 
 import math
@@ -19,7 +19,7 @@ RULES = ("coop", "tip_adapter", "clip_lora")
 def draw(labels: Sequence[int], shots: int, rng: random.Random, repeat: bool = False) -> np.ndarray:
     """Positions of `shots` items per class, classes in order of first appearance: int64 [n].
 
-    A class with fewer items gives all of them, drawing nothing (Dassl), or with `repeat` is filled up by repeated draws.
+    A class with fewer items gives all of them, drawing nothing (Dassl), or is filled up by repeated draws (`repeat`).
     """
     members = {}
     for i, label in enumerate(np.asarray(labels).tolist()):
@@ -38,7 +38,7 @@ def sample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (train, val) of a few-shot subset; `shots` = -1 keeps everything.
 
-    rule "coop": train, then at most 4 shots of val from the same generator (CoOp, CoCoOp, MaPLe, PromptSRC, APEX, TaskRes).
+    rule "coop": train, then at most 4 shots of val from the same generator (so too MaPLe, PromptSRC, APEX, TaskRes).
     rule "tip_adapter": small classes are filled by repeats; val is kept whole.
     rule "clip_lora": at most 4 shots of val are drawn first, then train, both with repeats.
     """
@@ -85,7 +85,7 @@ def take(split: Split, index: Sequence[int]) -> Split:
 
 
 def select(dataset: Dataset, labels: Sequence[int]) -> Dataset:
-    """The classes `labels` of a dataset: their items of all three splits, in order, labels renumbered 0.. as in `labels`."""
+    """The classes `labels` of a dataset: their items of all splits, in order, labels renumbered 0.. as in `labels`."""
     new = np.full(len(dataset.classnames), -1, np.int32)
     new[list(labels)] = np.arange(len(labels), dtype=np.int32)
 

@@ -23,7 +23,7 @@ SHARES = {"test": 0.3, "val": 0.2}  # of each class, where the split is missing;
 
 
 def folder(data, workdir: str | os.PathLike) -> Dataset:
-    """`data.root`/CLASS/*.jpg, or `data.root`/{train,val,test}/CLASS/*.jpg; folders inside a class folder are read too."""
+    """`data.root`/CLASS/*.jpg or `data.root`/{train,val,test}/CLASS/*.jpg, with all that is inside a class's folder."""
     root = Path(data["root"]).expanduser()
     if not root.is_dir():
         raise UserError(f"data.root: there is no folder {root}.\n{LAYOUT}")
@@ -141,21 +141,22 @@ def _dataset(name: str, root: Path, classes: tuple[str, ...], found: dict[str, l
             f"no {' and no '.join(lacking)} split: {shares}, taken from train by a rule with seed 0, written to {file}"
         ]
     splits = {p: split(root, [i[0] for i in parts[p]], [i[1] for i in parts[p]]) for p in PARTS}
-    lone = sorted({classes[i] for i in range(len(classes))} - {c for _, _, c in parts["test"]})
+    lone = sorted(set(classes) - {c for _, _, c in parts["test"]})
     if lone:
-        notes += [f"{len(lone)} classes have no test images: {', '.join(lone[:5])}"]
+        notes += [f"classes without test images: {', '.join(lone[:5])}{' ...' if len(lone) > 5 else ''} ({len(lone)})"]
     return Dataset(name, classes, TEMPLATES, **splits, upright=True, notes=tuple(notes))
 
 
 def make(items: list[Item], lacking: list[str]) -> dict[str, list[Item]]:
-    """Train items -> train and the lacking splits, in the order of the items; a class keeps one train image at least."""
+    """Train items -> train and the lacking splits, in the order of the items; a class keeps at least one in train."""
     rng, place = random.Random(0), {}
     for members in group(items).values():
         rng.shuffle(members)
+        size = len(members)
         for part in lacking:
-            n = round(SHARES[part] * len(members))
-            taken, members = members[:n], members[n:]
-            place.update((i[0], part) for i in taken)
+            n = round(SHARES[part] * size)
+            place.update((i[0], part) for i in members[:n])
+            members = members[n:]
     return {p: [i for i in items if place.get(i[0], "train") == p] for p in ("train", *lacking)}
 
 

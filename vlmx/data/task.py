@@ -49,7 +49,8 @@ class Files(Sequence):
 
 def split(root: str | os.PathLike, names: Sequence[str], labels: Sequence[int]) -> Split:
     """A split of image files `root/name`."""
-    return Split(Files(os.fspath(root), list(names)), np.asarray(labels, np.int32).reshape(-1), list(names))
+    names = list(names)
+    return Split(Files(os.fspath(root), names), np.asarray(labels, np.int32).reshape(-1), names)
 
 
 def record(path: Path, text: str) -> None:
@@ -107,3 +108,11 @@ def _read(data, workdir) -> Dataset:
     if name == "csv":
         return own.table(data, workdir)
     return tfds.load(data, workdir) if name.startswith("tfds:") else classification.load(data, workdir)
+
+
+def ensemble(dataset: Dataset) -> tuple[str, ...]:
+    """The seven templates selected on ImageNet and, except for ImageNet and its variants, the dataset's own behind them."""
+    from vlmx.data.classification import IMAGENET_7
+
+    imagenet = dataset.name.removeprefix("tfds:").startswith("imagenet")
+    return IMAGENET_7 if imagenet else (*IMAGENET_7, *dataset.templates)

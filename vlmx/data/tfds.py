@@ -26,7 +26,7 @@ def _same(name: str) -> str:
 class Builder(NamedTuple):
     name: str  # of the builder, with its config
     version: str
-    key: str  # {fields of the record}, {label} = its class and {part} = its split -> path in the split file, without ending
+    key: str  # {field of the record}, {label}: its class, {part}: its split -> CoOp's path without ending
     rename: Callable[[str], str] = _same  # class of the builder -> class name of CoOp
 
 
@@ -72,9 +72,9 @@ class Records(Sequence):
 
 
 def load(data, workdir: str | os.PathLike) -> Dataset:
-    """`tfds:BENCHMARK` below `data.root` (TFDS's data_dir); `data.split_file`: CoOp's split file, if not in that folder.
+    """`tfds:BENCHMARK` below `data.root` (TFDS's data_dir); `data.split_file`: CoOp's split file, if it is not there.
 
-    Reads every record once for its name and label. Raises UserError for data that are not prepared, or not as array_record.
+    Reads every record once for its name and label. Raises UserError for data not prepared, or not as array_record.
     """
     name = data["name"].removeprefix("tfds:")
     bench, builder = classification.BENCHMARKS[name], BUILDERS[name]
@@ -82,7 +82,9 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
     opened = open_builder(root, name)
     classes = opened.info.features["label"].names
     sources, index = [], {}  # index: part of the builder -> [(key, class)]
-    for part in sorted(set(opened.info.splits) - ({"test"} if name == "imagenet" else set())):  # its test has no labels
+    for part in sorted(opened.info.splits):
+        if (name, part) == ("imagenet", "test"):
+            continue  # it has no labels
         sources.append(opened.as_data_source(split=part, decoders=_encoded(opened.info.features)))
         index[part] = list(_index(sources[-1], classes, builder.key, part))
     where = {key: (i, row) for i, rows in enumerate(index.values()) for row, (key, _) in enumerate(rows)}
@@ -97,8 +99,9 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
     gone = [k for part in keys.values() for k in part if k not in where]
     if gone:
         raise UserError(
-            f"tfds:{name}: {len(gone)} images of {path} are not among the records of {opened.data_path}, for instance "
-            f"{', '.join(gone[:5])}. Prepared with another version or config? Expected {builder.name}:{builder.version}."
+            f"tfds:{name}: {len(gone)} images of {path} are not among the records of {opened.data_path}, "
+            f"for instance {', '.join(gone[:5])}. Prepared with another version or config? "
+            f"Expected {builder.name}:{builder.version}."
         )
     notes = [UNLIKE[name], *notes] if name in UNLIKE else notes
     dataset = classification.dataset(name, root, classnames, parts, notes)
