@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from vlmx import logs, method
-from vlmx.data import embedded, scenes, transforms
+from vlmx.data import embedded, scenes, tokenizer, transforms
 from vlmx.models import convert
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
 
@@ -33,11 +33,11 @@ def run(config, workdir):
     logs.say(f"drawing {config.data.views} scenes in {config.data.workers} processes")
     images, captions = views(config.data)
     write_tokenizer(folder, captions[:, 0], config.text.vocab)
-    encode = tokenizer(folder, config.data.length)
-    ids = np.stack([encode(row) for row in captions])  # [n, captions, T]
+    words = tokenizer.load(folder, config.data.length, config.text.vocab)
+    ids = words(captions.ravel(), truncate=True).reshape(*captions.shape, -1)  # [n, captions, T]
 
     # ---------------------------------------------------------------- model, method, optimiser: the house's own
-    shape = clip_config(config, vocab=int(ids.max()) + 1)
+    shape = clip_config(config, vocab=len(words.hf))
     model = Clip({}, shape)
     contrastive = method.make("contrastive")
     v = contrastive.init(jax.random.key(config.seed), model, {}, {})
@@ -73,7 +73,7 @@ def run(config, workdir):
 
     # ---------------------------------------------------------------- zero-shot on the benchmarks, and the checkpoint
     model = model.replace(params=v["train"])
-    figures = {name: round(zero_shot(model, embedded.load(name), encode), 2) for name in embedded.NAMES}
+    figures = {name: round(zero_shot(model, embedded.load(name), words), 2) for name in embedded.NAMES}
     for name, accuracy in figures.items():
         logs.say(f"zero-shot {name:18s} {accuracy:6.2f} %")
     convert.save_hf(folder, shape, v["train"])
@@ -91,11 +91,12 @@ def run(config, workdir):
 
 
 def views(data):
-    """`data.views` scenes: images uint8 `(n, 64, 64, 3)` and captions, str `(n, data.captions)`; the same for any workers."""
+    """`data.views` scenes: images uint8 `(n, 64, 64, 3)` and captions, str `(n, data.captions)`."""
     part = functools.partial(_views, data.seed, data.glyphs, data.captions)
     starts = range(0, data.views, 500)
     parts = []
-    with multiprocessing.get_context("spawn").Pool(data.workers) as pool, logs.progress(data.views, "drawing", unit="view") as bar:
+    bar = logs.progress(data.views, "drawing", unit="view")
+    with multiprocessing.get_context("spawn").Pool(data.workers) as pool, bar:
         for images, captions in pool.imap(part, [(s, min(s + 500, data.views)) for s in starts]):
             parts.append((images, captions))
             bar.update(len(images))
@@ -113,7 +114,7 @@ def _views(seed, glyphs, captions, span):
 
 
 def batches(images, ids, size, steps, seed):
-    """`steps` batches in a new order each epoch, with another of an image's captions each time, moved by a few pixels."""
+    """`steps` batches, in a new order each epoch; each time with any of an image's captions, moved by a few pixels."""
     rng = np.random.Generator(np.random.PCG64(seed))
     order = np.empty(0, int)
     for _ in range(steps):
@@ -135,57 +136,30 @@ def _moved(images, rng, most=3):
 
 
 def write_tokenizer(folder, captions, size):
-    """Trains CLIP's kind of tokenizer (lower-cased byte-level BPE, any text can be written) and writes its files.
+    """Trains CLIP's kind of tokenizer (lower-cased byte-level BPE, so any text can be written) and writes its files.
 
     The names of ImageNet's classes are read too: then people's own class names take few tokens.
     """
     names = (Path(__file__).parent / "assets" / "imagenet_classnames.txt").read_text().splitlines()
-    bpe = _clip_style(Tokenizer(models.BPE(end_of_word_suffix="</w>")))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    words = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     trainer = trainers.BpeTrainer(
-        vocab_size=size, end_of_word_suffix="</w>", initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=size, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
     )
     bpe.train_from_iterator([*captions, *names], trainer)
-    merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(c + "</w>" for c in letters)]
-    merges = merges[: size - len(tokens) - 2]
-    tokens = [*dict.fromkeys([*tokens, *(a + b for a, b in merges)]), START, END]  # the end has the highest id
-    vocab = {token: i for i, token in enumerate(tokens)}
-    full = _clip_style(Tokenizer(models.BPE(vocab, merges, unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix="")))
-    full.add_special_tokens([START, END])
-    full.post_processor = processors.RobertaProcessing((END, vocab[END]), (START, vocab[START]), trim_offsets=False, add_prefix_space=False)
-    full.save(str(folder / "tokenizer.json"))
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+
+    # CLIP's order of ids: bytes, bytes that end a word, merges, start and end of text; the end's is the highest.
+    merges = merges[: size - 2 * len(letters) - 2]
+    tokens = [*letters, *(c + "</w>" for c in letters), *(a + b for a, b in merges), START, END]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 32, "do_lower_case": True, **special}
+    settings = {"tokenizer_class": "CLIPTokenizer", **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _clip_style(bpe):
-    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(words, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    return bpe
-
-
-def tokenizer(folder, length):
-    """texts -> ids int32 `(n, length)`, zeros behind the end; what is longer is cut."""
-    bpe = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-    bpe.enable_truncation(length)
-
-    def encode(texts, what=None):
-        ids = np.zeros((len(texts), length), np.int32)
-        for row, text in zip(ids, bpe.encode_batch(list(texts))):
-            row[: len(text.ids)] = text.ids
-        return ids
-
-    return encode
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -204,10 +178,10 @@ def _is_kernel(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "proj", "token_embed"), params)
 
 
-def zero_shot(model, dataset, encode, batch=256):
+def zero_shot(model, dataset, words, batch=256):
     """Zero-shot accuracy in percent on the test split, by the zero-shot method."""
     classify = method.make("zero_shot")
-    consts = classify.setup(model, method.Task(dataset.classnames, dataset.templates, encode))
+    consts = classify.setup(model, method.Task(dataset.classnames, dataset.templates, words))
     predict = jax.jit(lambda model, image: classify.apply({}, model, consts, {"image": image})["logits"].argmax(-1))
     size = model.config.vision.image_size
     images = np.stack([transforms.center(transforms.decode(image), size) for image in dataset.test.images])

@@ -75,12 +75,12 @@ class Drawn(Sequence):
         if not -self.count <= i < self.count:
             raise IndexError(i)
         i %= self.count
-        rng = random.Random(f"{self.benchmark}/{self.part}/{i}")
-        return _shifted(self.shift, _scene(self.benchmark, i % len(CLASSNAMES[self.benchmark]), rng), i)
+        return _shifted(self.shift, scene(self.benchmark, self.part, i), i)
 
 
-def _scene(benchmark, label, rng):
-    """A scene of one object of the class; small, grainy and in any fill, or the task would be done at once."""
+def scene(benchmark: str, part: str, i: int) -> scenes.Scene:
+    """Scene i of a split: one object of class i % classes; small, grainy, in any fill, or it would be too easy."""
+    rng, label = random.Random(f"{benchmark}/{part}/{i}"), i % len(CLASSNAMES[benchmark])
     if benchmark == "objects":
         colour, kind = _OBJECTS[label]
         thing = scenes.an_object(rng, kind, colour, radius=(7, 14))

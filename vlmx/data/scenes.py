@@ -1,8 +1,9 @@
 """Scenes: a procedural world of images and text.
 
-A `Scene` is a small description; everything else is read off it: `draw` its image, `caption` its text, and class labels,
-questions or clips by whoever needs them. Whatever a reader wants to say must stand in the description, never only in
-the pixels. Coordinates are integers and every draw comes from `random.Random`, so a seed names the same scene anywhere.
+A `Scene` is a small description; everything else is read off it: `draw` its image, `caption` its text, and class
+labels, questions or clips by whoever needs them. Whatever a reader wants to say must stand in the description, never
+only in the pixels. Coordinates are integers and every draw comes from `random.Random`: a seed names the same scene
+anywhere.
 """
 
 import functools
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 SIDE = 64  # pixels of an image's side
 FINE = 4  # drawn this many times larger, then reduced: antialiasing
@@ -32,7 +33,7 @@ SIZES = ("small", "medium", "large")
 
 
 class Object(NamedTuple):
-    """One thing: `x`, `y` its centre and `radius` in pixels, `turn` in degrees, `rgb` the shade its colour came out as."""
+    """One thing: centre `x`, `y` and `radius` in pixels, `turn` in degrees, `rgb` the shade its colour came out as."""
 
     kind: str
     colour: str
@@ -94,7 +95,7 @@ def _heart():
 
 _CROSS = [(-.35, -1), (.35, -1), (.35, -.35), (1, -.35), (1, .35), (.35, .35), (.35, 1), (-.35, 1), (-.35, .35),
           (-1, .35), (-1, -.35), (-.35, -.35)]  # fmt: skip
-_ARROW = [(-1, -.3), (.1, -.3), (.1, -.8), (1, 0), (.1, .8), (.1, .3), (-1, .3)]
+_ARROW = [(-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3)]
 
 # kind -> (outlines, holes), in units of the radius
 KINDS = {
@@ -113,10 +114,10 @@ KINDS = {
     "crescent": ([_ring(40)], [[(x + .45, y - .1) for x, y in _ring(40, .85)]]),
 }  # fmt: skip
 
-# fill -> pattern of fine coordinates (u, v) and period p: where the object's own colour shows
+# fill -> pattern of fine coordinates (u, v) and period p: where the object's own colour shows; None: no pattern
 FILLS = {
-    "solid": lambda u, v, p: np.ones_like(u, bool),
-    "outlined": lambda u, v, p: np.zeros_like(u, bool),  # the outline itself is drawn from the shape
+    "solid": None,
+    "outlined": None,
     "striped": lambda u, v, p: v % p < p // 2,
     "dotted": lambda u, v, p: (u % p - p // 2) ** 2 + (v % p - p // 2) ** 2 < (p * p) // 9,
     "checkered": lambda u, v, p: (u * 2 // p + v * 2 // p) % 2 == 0,
@@ -152,8 +153,8 @@ def an_object(rng: random.Random, kind=None, colour=None, fill=None, radius=(10,
 def place(rng: random.Random, objects: list[Object]) -> tuple[Object, ...]:
     """The objects shrunk and moved until they fit beside each other."""
     limit = {1: 26, 2: 17, 3: 14}[len(objects)]
-    for attempt in range(1000):
-        limit -= attempt % 50 == 49 and limit > 7
+    for attempt in range(400):
+        limit -= attempt % 20 == 19 and limit > 7
         put = []
         for o in objects:
             r = min(o.radius, limit)
@@ -193,8 +194,8 @@ def sample(rng: random.Random, glyphs: float = 0.4) -> Scene:
 
 def _polygon(draw, points, o, scale, value):
     c, s, r = math.cos(math.radians(o.turn)), math.sin(math.radians(o.turn)), scale * o.radius * FINE
-    draw.polygon([(round(o.x * FINE + r * (c * x - s * y)), round(o.y * FINE + r * (s * x + c * y))) for x, y in points],
-                 fill=value)  # fmt: skip
+    turned = [(o.x * FINE + r * (c * x - s * y), o.y * FINE + r * (s * x + c * y)) for x, y in points]
+    draw.polygon([(round(x), round(y)) for x, y in turned], fill=value)
 
 
 def mask(o: Object, scale: float = 1.0) -> Image.Image:
@@ -215,23 +216,31 @@ def _paint(canvas, o):
         canvas.paste(o.rgb, mask=shape)
         return canvas.paste(o.ground, mask=mask(o, 0.72))
     box = (o.x * FINE - r, o.y * FINE - r, o.x * FINE + r, o.y * FINE + r)
-    x, y = np.meshgrid(np.arange(-r, r), np.arange(-r, r))
+    if o.fill == "solid":
+        return canvas.paste(o.rgb, mask=shape)
+    x = np.arange(-r, r, dtype=np.int32)
+    y = x[:, None]
     c, s = round(256 * math.cos(math.radians(o.slope))), round(256 * math.sin(math.radians(o.slope)))
     marks = FILLS[o.fill]((x * c + y * s) >> 8, (y * c - x * s) >> 8, o.period * FINE)
-    paint = Image.fromarray(np.where(marks[..., None], np.uint8(o.rgb), np.uint8(o.ground)))
-    canvas.paste(paint, box[:2], shape.crop(box))
+    shape = shape.crop(box)
+    canvas.paste(o.ground, box[:2], shape)
+    canvas.paste(o.rgb, box[:2], ImageChops.multiply(shape, Image.fromarray(marks.astype(np.uint8) * 255)))
 
 
 @functools.cache
 def faces() -> tuple[str, ...]:
     """Typefaces that matplotlib ships and that have plain digits and letters; "" is Pillow's own."""
-    names = [f"DejaVu{k}" for k in ("Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique", "SansMono", "SansMono-Bold",
-             "SansMono-Oblique", "SansMono-BoldOblique", "Serif", "Serif-Bold", "Serif-Italic", "Serif-BoldItalic")]  # fmt: skip
-    names += ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"]
+    families = {
+        "DejaVuSans": ("", "-Bold", "-Oblique", "-BoldOblique"),
+        "DejaVuSansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
+        "DejaVuSerif": ("", "-Bold", "-Italic", "-BoldItalic"),
+        "STIXGeneral": ("", "Bol", "Italic", "BolIta"),
+    }
+    names = [family + style for family, styles in families.items() for style in styles]
     return (*names, "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10", "")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _letter(char, face):
     """The bare character, white on black, "L" 96x96."""
     if face:
@@ -246,7 +255,7 @@ def _letter(char, face):
     return image
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _skeleton(char, face):
     """The character's middle line, thinned by Zhang and Suen's rule (Communications of the ACM 27, 1984)."""
     ink = np.asarray(_letter(char, face)) > 127
@@ -264,6 +273,12 @@ def _skeleton(char, face):
             return Image.fromarray(np.uint8(ink) * 255)
 
 
+@functools.cache
+def _pen(char, face, weight):
+    """The character in strokes of one weight."""
+    return _skeleton(char, face).filter(ImageFilter.MaxFilter(weight))
+
+
 def _wobble(image, rng, cells=4, swing=7):
     """Elastic distortion: a grid of quadrilaterals whose corners are displaced at random."""
     side, step = image.width, image.width // cells
@@ -277,8 +292,8 @@ def _wobble(image, rng, cells=4, swing=7):
 
 def _hand(glyph, rng):
     """The glyph as a hand would put it down: wobble, slant, turn, weight of the pen; "L" 96x96."""
-    if glyph.look != "printed" and rng.random() < 0.7:
-        ink = _skeleton(glyph.char, glyph.face).filter(ImageFilter.MaxFilter(rng.choice((7, 9, 9, 11))))
+    if glyph.look != "printed" and rng.random() < 0.8:
+        ink = _pen(glyph.char, glyph.face, rng.choice((7, 9, 9, 11)))
     else:
         ink = _letter(glyph.char, glyph.face).filter(
             rng.choice((ImageFilter.MaxFilter(3), ImageFilter.MaxFilter(5), ImageFilter.SMOOTH, ImageFilter.BLUR))
@@ -294,7 +309,7 @@ def _hand(glyph, rng):
 
 
 def _glyph_mask(glyph):
-    """Coverage of the glyph, "L" 64x64. "pixelated": 8x8 counts of a box-filling bitmap, as scanned forms are stored."""
+    """Coverage of the glyph, "L" 64x64. "pixelated": counts of ink in 8x8 cells, as scanned forms are stored."""
     rng = random.Random(glyph.seed)
     ink = _hand(glyph, rng)
     ink = ink.crop(ink.getbbox() or (0, 0, 96, 96))
@@ -304,7 +319,8 @@ def _glyph_mask(glyph):
     sheet = Image.new("L", (SIDE, SIDE))
     slack = (SIDE - wide, SIDE - high)
     centred = glyph.look == "pixelated" or rng.random() < 0.5
-    sheet.paste(ink, tuple(s // 2 + (rng.randint(-3, 3) if centred else rng.randint(-s // 2, s // 2)) * (s > 6) for s in slack))
+    reach = [min(s // 2, 3) if centred else s // 2 for s in slack]
+    sheet.paste(ink, tuple(s // 2 + rng.randint(-r, r) for s, r in zip(slack, reach)))
     if glyph.look == "pixelated":
         sheet = sheet.resize((8, 8), Image.Resampling.BOX).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     elif rng.random() < 0.3:
@@ -335,7 +351,10 @@ def grainy(pixels: np.ndarray, strength: int, seed: int) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------ saying
 
-PHOTO = ("a photo of {}.", "a picture of {}.", "an image of {}.", "a drawing of {}", "{}", "{}.", "there is {}.", "this is {}.")
+PHOTO = (
+    "a photo of {}.", "a picture of {}.", "an image of {}.", "a drawing of {}", "{}", "{}.", "there is {}.",
+    "this is {}.",
+)  # fmt: skip
 
 
 def _a(phrase):
