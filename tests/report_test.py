@@ -213,7 +213,7 @@ def test_many_classes_show_the_hardest_and_a_picture(tmp_path, results):
     results["runs"][0]["seeds"][0].update(per_class={"all": per_class}, confusion={"all": matrix.tolist()})
     page = write(tmp_path, results)
     assert "the 15 hardest of 100" in page and 'class="heat"' in page and '<table class="matrix">' not in page
-    assert 'class 7 → class 3 <span class="soft">50 times (86 %)' in page
+    assert 'class 7 → class 3 <span class="soft">50&nbsp;times&nbsp;(86\u00a0%)' in page
 
 
 def test_the_table_for_the_terminal(results):

@@ -72,7 +72,7 @@ def confusions(shown, classnames):
             wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
             order = np.argsort(-wrong, axis=None, kind="stable")[: 12 if big else 4]
             top = [
-                (labels[t], labels[s], int(matrix[t, s]), f"{100 * share[t, s]:.0f} %")
+                (labels[t], labels[s], int(matrix[t, s]), f"{100 * share[t, s]:.0f}\u00a0%")
                 for t, s in zip(*np.unravel_index(order, matrix.shape))
                 if wrong[t, s]
             ]

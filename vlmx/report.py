@@ -24,7 +24,7 @@ HEADLINE = (
     ("new", "base_to_new", "new"),
     ("HM", "base_to_new", "hm"),
 )
-MISTAKES = 24  # pictures shown per run
+MISTAKES = 21  # pictures shown per run: three rows of the page
 
 
 # ---------------------------------------------------------------- reading and saying
@@ -218,6 +218,7 @@ def mistakes(results, workdir, run_names):
         {
             "name": run_names[run] if run < len(run_names) else f"run {run}",
             "part": charts.PARTS.get(part, part),
+            "folded": part != "all" and any(p == "all" for _, p in groups),
             "rows": [row | {"uri": _data_uri(workdir, row.get("image"))} for row in rows[:MISTAKES]],
         }
         for (run, part), rows in groups.items()
