@@ -43,7 +43,8 @@ def run(method, protocol, values, **more):
 
 @pytest.fixture
 def results(tmp_path):
-    curve = {"step": [0, 10, 20], "seeds": [1, 2, 3], "loss": [[2, 2.1, 1.9], [1, None, 1.1], [0.5, 0.4, 0.6]]}
+    curve = {"step": [0, 10, 20], "seeds": [1, 2, 3], "accuracy": [10, 20, 30], "grad_norm": [1, 1, 1]}
+    curve["loss"] = [[2, 2.1, 1.9], [1, None, 1.1], [0.5, 0.4, 0.6]]
     images = [np.full((8, 8, 3), 200, np.uint8), Image.new("L", (400, 300))]
     rows = [{"run": 1, "seed": 1, "part": "all", "true": NAMES[0], "said": said, "p": 0.83} for said in NAMES[1:3]]
     return {
@@ -100,8 +101,9 @@ def test_the_page_has_every_section_and_the_numbers(tmp_path, results):
         "Before any training, zero_shot gets 70.0.",
     ):
         assert text in page, text
+    assert re.findall(r"few-shot · (loss|accuracy|grad norm)<", page) == ["loss", "accuracy"]
     assert (
-        page.count("<svg") == 1
+        page.count("<svg") == 2
         and page.count('<img class="tiny" src="data:image/png') == 1
         and "data:image/jpeg" in page
     )

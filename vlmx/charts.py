@@ -19,6 +19,7 @@ PARTS = {"all": "all classes", "base": "base classes", "new": "new classes"}
 COLOURS = ("#3b7dd8", "#d9822b", "#2a9d74", "#b5509c", "#7a6fd0", "#a08a1c", "#c94f4f", "#4a9fb5")
 MANY = 25  # more classes than this: a picture and a list instead of a table, the hardest classes instead of all
 HARDEST = 15
+UNDRAWN = {"step", "seeds", "lr", "grad_norm"}  # for these there is TensorBoard
 
 
 def largest(runs, run_names):
@@ -101,7 +102,7 @@ def curves(sources, colours):
     drawn = []
     for name, run in sources:
         curve, steps = run["curve"], run["curve"].get("step") or []
-        for metric in (key for key in curve if key not in ("step", "seeds", "lr")):
+        for metric in sorted(curve.keys() - UNDRAWN, key=lambda key: (key != "loss", key)):
             values = np.array(curve[metric], np.float64).reshape(len(curve[metric]), -1)  # None becomes NaN
             if len(steps) < 2 or len(values) != len(steps) or not np.isfinite(values).any():
                 continue
