@@ -154,13 +154,14 @@ def test_table_without_splits_and_with_paths_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     {
-        "image,class\na.jpg,cat": r"list.csv, line 1: expected the columns path,label\[,split\], found image,class",
+        "image,class\na.jpg,cat": r"list.csv, line 1: expected .* path,label\[,split\] with commas, found image,class",
         "": "line 1: expected the columns .* found nothing",
         "path,label\na.jpg,cat\nb.jpg,": "line 3: expected 2 values with a path and a label",
         "path,label\na.jpg,dog, wild": "line 2: expected 2 values .*quote a value with a comma",
         "path,label,split\na.jpg,cat,trian": "line 2: split is 'trian'; expected train, val or test",
         "path,label\na.jpg,cat\nz.jpg,dog": "line 3: there is no image .*data/z.jpg",
-        "path,label,split\na.jpg,cat,train\na.jpg,cat,test": "line 3: a.jpg is in split test, but in train at line 2",
+        "path,label,split\na.jpg,cat,train\na.jpg,cat,test": "line 3: a.jpg is 'cat' in test, .* in train at line 2",
+        "path,label\na.jpg,cat\na.jpg,dog": "line 3: a.jpg is 'dog' in train, but 'cat' in train at line 2",
         "path,label,split\na.jpg,cat,train\nb.jpg,dog,train\nc.jpg,fox,test": "1 labels have no training rows: fox",
         "path,label\na.jpg,cat": "list.csv: 1 labels; at least 2 are needed",
     }.items(),
@@ -168,6 +169,12 @@ def test_table_without_splits_and_with_paths_elsewhere(tmp_path):
 def test_wrong_tables(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         table(tmp_path, text)
+
+
+def test_table_in_another_encoding(tmp_path):
+    (tmp_path / "list.csv").write_bytes("path,label\na.jpg,Kätzchen\n".encode("latin-1"))
+    with pytest.raises(UserError, match="list.csv: not UTF-8 text .* save the table as UTF-8"):
+        task.load({"name": "csv", "root": tmp_path / "list.csv"}, tmp_path)
 
 
 def test_missing_table(tmp_path):

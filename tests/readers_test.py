@@ -3,10 +3,11 @@
 import json
 import pickle
 import random
+import re
 
 import numpy as np
 import pytest
-from golden_cases import load
+from golden_cases import beside, load
 from PIL import Image
 from scipy.io import savemat
 
@@ -20,8 +21,9 @@ BENCHMARKS = classification.BENCHMARKS
 
 
 def listing(text):
-    """ "im_00.jpg .. im_04.jpg" -> the five names."""
-    return [f"im_{i:02d}.jpg" for i in range(int(text[-6:-4]) + 1)]
+    """`im_00.jpg .. im_04.jpg` -> the five names."""
+    first, last = (re.search(r"(.*?)(\d+)(\.\w+)$", name).groups() for name in text.split(" .. "))
+    return [f"{first[0]}{i:0{len(last[1])}d}{first[2]}" for i in range(int(first[1]), int(last[1]) + 1)]
 
 
 def lists(items):
@@ -81,14 +83,10 @@ def test_golden_renamings_and_templates(golden):
     templates = want["templates"]
     assert {TITLES[n]: b.template for n, b in BENCHMARKS.items()} == templates["CoOp_zero_shot"]
     assert list(classification.IMAGENET_7) == templates["imagenet_select_7"]
-    classes = {
-        "oxford_pets": "american_pit_bull_terrier", "dtd": "polka-dotted", "eurosat": "Sea or Lake",
-        "ucf101": "Apply_Eye_Makeup", "sun397": "outdoor apartment_building", "food101": "apple_pie",
-        "caltech101": "yin_yang", "stanford_cars": "2012 Audi S5 Coupe", "fgvc_aircraft": "707-320",
-        "oxford_flowers": "pink primrose", "imagenet": "great white shark",
-    }  # fmt: skip
-    got = {TITLES[n]: BENCHMARKS[n].template.format(c.replace("_", " ")) for n, c in classes.items()}
-    assert got == templates["prompts"]
+    real = load(beside(golden, "real_splits.json"))["datasets"]
+    for name, want_prompt in ((n, templates["prompts"][t]) for n, t in TITLES.items() if t in templates["prompts"]):
+        prompts = {BENCHMARKS[name].template.format(c.replace("_", " ")) for c in real[name]["classnames"]}
+        assert want_prompt in prompts, name
 
 
 @pytest.mark.golden("real_splits*.json")
@@ -314,11 +312,13 @@ def test_missing_folder_lists_the_whole_tree(tmp_path):
     assert str(e.value).splitlines() == [
         f"oxford_pets: {tmp_path}/oxford_pets/images is not there. Expected under data.root = {tmp_path}:",
         "  oxford_pets/images/*.jpg",
-        "  oxford_pets/split_zhou_OxfordPets.json   (the published split, from CoOp's DATASETS.md)",
+        "  oxford_pets/split_zhou_OxfordPets.json   (the published split: CoOp's DATASETS.md;",
+        "    also in github.com/linzhiqiu/cross_modal_adaptation, splits/, but for food101 and sun397)",
         "Without the split file a split is made, which is not the published one; this needs",
         "  oxford_pets/annotations/trainval.txt",
         "  oxford_pets/annotations/test.txt",
         "Source: images.tar.gz and annotations.tar.gz from www.robots.ox.ac.uk/~vgg/data/pets.",
+        "Or let tensorflow-datasets prepare it: --config.data.name=tfds:oxford_pets says how.",
     ]
 
 

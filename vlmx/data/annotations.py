@@ -170,6 +170,7 @@ def _matlab(path: Path) -> dict:
     return loadmat(path, squeeze_me=True)
 
 
+# The names that CLIP's authors made for ImageNet's classes (openai/CLIP, notebooks, MIT licence), which all papers use.
 IMAGENET_NAMES = Path(__file__).parent.parent / "assets" / "imagenet_classnames.txt"
 
 

@@ -234,12 +234,17 @@ def check_files(name: str, root: Path, parts: dict[str, list[Item]]) -> None:
 
 def missing(name: str, root: Path, path) -> str:
     """What is expected where, and where it comes from."""
+    from vlmx.data import tfds  # which builds on this file
+
     bench = BENCHMARKS[name]
     lines = [f"{name}: {path} is not there. Expected under data.root = {root}:"]
     lines += [f"  {bench.folder}/{f}" for f in bench.tree]
     if bench.split:
-        lines += [f"  {bench.folder}/split_zhou_{bench.split}.json   (the published split, from CoOp's DATASETS.md)"]
+        lines += [f"  {bench.folder}/split_zhou_{bench.split}.json   (the published split: CoOp's DATASETS.md;"]
+        lines += ["    also in github.com/linzhiqiu/cross_modal_adaptation, splits/, but for food101 and sun397)"]
         instead = "".join(f"  {bench.folder}/{f}\n" for f in bench.fallback) or "  nothing more\n"
         lines += [f"Without the split file a split is made, which is not the published one; this needs\n{instead}"[:-1]]
     lines += [f"Source: {bench.source}."]
+    if name in tfds.BUILDERS:
+        lines += [f"Or let tensorflow-datasets prepare it: --config.data.name=tfds:{name} says how."]
     return "\n".join(lines)

@@ -102,12 +102,17 @@ def table(data, workdir: str | os.PathLike) -> Dataset:
 def _rows(file: Path, root: Path) -> list[tuple[int, str, str, str]]:
     """(line, path, label, part) of each row; every wrong row is an error that names its line."""
     rows, seen = [], {}
-    with open(file, newline="", encoding="utf-8-sig") as f:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file}: not UTF-8 text ({e.reason} at byte {e.start}); save the table as UTF-8.") from e
+    with io.StringIO(text, newline="") as f:
         reader = csv.DictReader(f)
         columns = reader.fieldnames or []
         if not {"path", "label"} <= set(columns):
             raise UserError(
-                f"{file}, line 1: expected the columns path,label[,split], found {','.join(columns) or 'nothing'}."
+                f"{file}, line 1: expected the columns path,label[,split] with commas, "
+                f"found {','.join(columns) or 'nothing'}."
             )
         for row in reader:
             where = f"{file}, line {reader.line_num}"
@@ -121,9 +126,12 @@ def _rows(file: Path, root: Path) -> list[tuple[int, str, str, str]]:
                 raise UserError(f"{where}: split is {row['split']!r}; expected train, val or test.")
             if not (root / path).is_file():
                 raise UserError(f"{where}: there is no image {root / path}.")
-            line, other = seen.setdefault(path, (reader.line_num, part))
-            if other != part:
-                raise UserError(f"{where}: {path} is in split {part}, but in {other} at line {line}: that would leak.")
+            line, *before = seen.setdefault(path, (reader.line_num, label, part))
+            if before != [label, part]:
+                raise UserError(
+                    f"{where}: {path} is {label!r} in {part}, but {before[0]!r} in {before[1]} at line {line}; "
+                    "an image belongs to one class and to one split."
+                )
             rows.append((reader.line_num, path, label, part))
     return rows
 

@@ -111,7 +111,7 @@ def _read(data, workdir) -> Dataset:
 
 
 def ensemble(dataset: Dataset) -> tuple[str, ...]:
-    """The seven templates selected on ImageNet and, except for ImageNet and its variants, the dataset's own behind them."""
+    """The seven templates selected on ImageNet; for other datasets than the ImageNets their own come behind them."""
     from vlmx.data.classification import IMAGENET_7
 
     imagenet = dataset.name.removeprefix("tfds:").startswith("imagenet")
