@@ -47,7 +47,13 @@ setup(
     extras_require={
         "test": ["pytest>=9.2.0", "pytest-xdist>=3.8.0", "ruff>=0.17.6"],
         # What tensorflow-datasets needs to download and build (never to read) the data sets that configs/ names.
-        "prepare": ["tensorflow>=2.21.0", "scipy>=1.17.1", "opencv-python-headless>=5.0.0", "tifffile>=2026.3.3"],
+        "prepare": [
+            "tensorflow>=2.21.0",
+            "importlib_resources>=7.1.0",  # tensorflow-datasets 4.9.10 imports it without asking for it
+            "scipy>=1.17.1",
+            "opencv-python-headless>=5.0.0",
+            "tifffile>=2026.3.3",
+        ],
         "parity": ["torch>=2.13.0"],
     },
     entry_points={"pytest11": ["vlmx.pytest_goldens = vlmx.pytest_goldens"]},
