@@ -205,6 +205,16 @@ def test_one_seed_has_no_error(tmp_path, results):
     assert "+-" not in report.table(results) and report.table(results).endswith("per cent; seed 1")
 
 
+def test_what_depends_on_no_seed_has_none_and_a_protocol_may_train_another_number(tmp_path, results):
+    results["runs"][0]["seeds"] = [results["runs"][0]["seeds"][0] | {"seed": None}]
+    results["runs"][2].update(trained_params=512, trained_percent=0.0004)
+    page = write(tmp_path, results)
+    assert "seeds 1, 2, 3 ±" in page and "None" not in page
+    assert "8,192 / 512</td><td>0.0066 / 0.0004 %" in page and "few-shot / base-to-new" in page
+    text = report.table(results)
+    assert "seeds 1, 2, 3" in text and "8,192 (0.0066 %) / 512 (0.0004 %)" in text
+
+
 def test_many_classes_show_the_hardest_and_a_picture(tmp_path, results):
     names = [f"class {i}" for i in range(100)]
     matrix = np.diag(np.arange(1, 101))

@@ -105,9 +105,12 @@ def result_rows(results):
     rows = {}
     for name, run in zip(names(runs), runs):
         shots, values = run.get("shots"), figures(run)
-        row = rows.setdefault((name, shots), {"name": name, "shots": shots, "cells": {}, "best": set(), "seconds": 0})
+        row = rows.setdefault(
+            (name, shots), {"name": name, "shots": shots, "cells": {}, "best": set(), "seconds": 0, "trained": {}}
+        )
         row["seconds"] += run.get("seconds") or 0
-        row |= {k: run[k] for k in ("trained_params", "trained_percent") if run.get(k) is not None}
+        if run.get("trained_params") is not None:  # a protocol may have its own recipe, and so its own number
+            row["trained"].setdefault(run["trained_params"], run.get("trained_percent"))
         for title, protocol, metric in columns:
             if protocol == run["protocol"] and metric in values:
                 row["cells"][title] = cell(values[metric], digits)
@@ -135,8 +138,9 @@ def other_figures(results):
 
 
 def seeds_of(results):
-    """All the seeds named in the results, in the order they ran."""
-    return list(dict.fromkeys(seed.get("seed") for run in results.get("runs") or [] for seed in run.get("seeds") or []))
+    """All the seeds named in the results, in the order they ran; what depends on none (zero-shot) has None there."""
+    seeds = [seed.get("seed") for run in results.get("runs") or [] for seed in run.get("seeds") or []]
+    return list(dict.fromkeys(seed for seed in seeds if seed is not None))
 
 
 def table(results):
@@ -145,9 +149,7 @@ def table(results):
     lines = [["method", "shots", *columns, "trained parameters"]] if rows else []
     for row in rows:
         cells = [" +- ".join(filter(None, row["cells"].get(title, ("",)))) for title in columns]
-        trained = count(row.get("trained_params"))
-        if "trained_percent" in row:
-            trained += f" ({percent(row['trained_percent'])})"
+        trained = " / ".join(f"{count(n)} ({percent(p)})".removesuffix(" ()") for n, p in row["trained"].items())
         lines.append([row["name"], str(row["shots"] or "-"), *cells, trained])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = [f"{line[0]:{widths[0]}}" + "".join(f"  {v:>{w}}" for v, w in zip(line[1:], widths[1:])) for line in lines]
