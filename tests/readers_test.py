@@ -320,6 +320,8 @@ def test_missing_folder_lists_the_whole_tree(tmp_path):
         "Source: images.tar.gz and annotations.tar.gz from www.robots.ox.ac.uk/~vgg/data/pets.",
         "Or let tensorflow-datasets prepare it: --config.data.name=tfds:oxford_pets says how.",
     ]
+    with pytest.raises(UserError, match="the published one.\nSource: food-101.tar.gz"):
+        task.load({"name": "food101", "root": tmp_path}, tmp_path)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -159,7 +159,7 @@ def published_or_made(
     """({"train": items, "val": ..., "test": ...} or fewer, notes)."""
     if split_file and not bench.split:
         raise UserError(f"data.split_file: {name} has no split file; its splits come from its folders or lists.")
-    path = home / (split_file or f"split_zhou_{bench.split}.json")  # an absolute split_file stays as it is
+    path = home / Path(split_file or f"split_zhou_{bench.split}.json").expanduser()  # an absolute one stays as it is
     if bench.split and (split_file or path.exists()):
         return read_split(path), []
     return made(name, annotations.READERS[name](home), workdir)
@@ -242,8 +242,9 @@ def missing(name: str, root: Path, path) -> str:
     if bench.split:
         lines += [f"  {bench.folder}/split_zhou_{bench.split}.json   (the published split: CoOp's DATASETS.md;"]
         lines += ["    also in github.com/linzhiqiu/cross_modal_adaptation, splits/, but for food101 and sun397)"]
-        instead = "".join(f"  {bench.folder}/{f}\n" for f in bench.fallback) or "  nothing more\n"
-        lines += [f"Without the split file a split is made, which is not the published one; this needs\n{instead}"[:-1]]
+        needs = "; this needs" if bench.fallback else "."
+        lines += [f"Without the split file a split is made, which is not the published one{needs}"]
+        lines += [f"  {bench.folder}/{f}" for f in bench.fallback]
     lines += [f"Source: {bench.source}."]
     if name in tfds.BUILDERS:
         lines += [f"Or let tensorflow-datasets prepare it: --config.data.name=tfds:{name} says how."]
