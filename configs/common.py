@@ -12,15 +12,16 @@ PROTOCOLS = ("few_shot", "base_to_new")
 TOP = ("shots", "seeds", "protocols", "root", "model")
 
 
-def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", protocols=PROTOCOLS, **data):
+def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHODS, protocols=PROTOCOLS, **data):
     """The config of a benchmark.
 
     Args: name: of the data set (vlmx/data/task.py). arg: behind the colon, `method[,method...][,key=value...]`: methods
-    of configs/recipes.py (default: zero_shot, linear_probe and coop), hyper-parameters of these, or shots, seeds (a
-    number n for 1..n), protocols, root, model; `smoke` makes everything small. model, augment, protocols: of this
-    benchmark; data: further fields of config.data.
+    of configs/recipes.py (default: `methods`), hyper-parameters of these, or shots, seeds (a
+    number n for 1..n), protocols, root, model; `smoke` makes everything small. model, augment, methods, protocols: of
+    this benchmark; data: further fields of config.data.
     """
-    methods, settings, smoke = parse(arg)
+    named, settings, smoke = parse(arg)
+    methods = named or methods
     config = ConfigDict()
     config.title = name
     config.family = "classification"
@@ -70,7 +71,7 @@ def parse(arg):
     parts = [p for p in (arg or "").split(",") if p]
     methods = tuple(p for p in parts if "=" not in p and p != "smoke")
     settings = dict(p.split("=", 1) for p in parts if "=" in p)
-    return methods or METHODS, {k: literal(v) for k, v in settings.items()}, "smoke" in parts
+    return methods, {k: literal(v) for k, v in settings.items()}, "smoke" in parts
 
 
 def literal(text):

@@ -4,15 +4,15 @@ A checkpoint names its backbone by digest, its method, hyper-parameters, seeds a
 """
 
 import json
-import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
 
-from vlmx import partition
+from vlmx import files, partition
 from vlmx.errors import UserError
 
 
@@ -51,14 +51,9 @@ def refuse_other(where, saved, asked):
 def export(folder, v, meta):
     """Write `tuned.safetensors`, the trained tree by "/"-joined path, and `tuned.json`, `meta`: to keep and to share."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = dict(zip(partition.paths(v), map(jax.device_get, jax.tree.leaves(v)), strict=True))
-    for name, write in (
-        ("tuned.safetensors", lambda path: safetensors.numpy.save_file(arrays, path)),
-        ("tuned.json", lambda path: path.write_text(json.dumps(meta, indent=1))),
-    ):
-        write(folder / f"{name}.new")
-        os.replace(folder / f"{name}.new", folder / name)  # all or nothing
+    arrays = dict(zip(partition.paths(v), map(np.asarray, jax.tree.leaves(v)), strict=True))
+    files.write(folder / "tuned.safetensors", safetensors.numpy.save(arrays))
+    files.write_json(folder / "tuned.json", meta)
 
 
 def load(folder, like):

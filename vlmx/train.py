@@ -6,11 +6,12 @@ S seeds, B images of a batch, M training images of a seed, E feature size, K ste
 import dataclasses
 import functools
 import json
-import os
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vlmx import checkpoint, evaluate, features, logs, optim, partition, report, shard
+from vlmx import checkpoint, evaluate, features, logs, optim, partition, report, settings, shard
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, task, transforms
-from vlmx.data.classification import IMAGENET_7
-from vlmx.errors import UserError, unknown
+from vlmx.errors import UserError
+from vlmx.files import write_json
 from vlmx.logs import say
 from vlmx.metrics import accuracy
 from vlmx.models import zoo
+from vlmx.models.clip import Clip
 
 
 def run(config, workdir):
@@ -37,8 +39,8 @@ def run(config, workdir):
     began, workdir = time.monotonic(), Path(workdir).absolute()
 
     # ---------------------------------------------------------------- what is asked for
-    cells = check(config)
-    if done := finished(config, workdir):
+    cells = settings.check(config)
+    if done := settings.finished(config, workdir, logs.first_process()):
         say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
         return done
     mesh = shard.make_mesh(config.mesh)
@@ -76,7 +78,7 @@ def run(config, workdir):
     if unreadable and config.data.bad_images == "stop":
         raise UserError(pipeline.stop_message(unreadable, sizes["test"]))
     bad += unreadable
-    made = {cell: make(config, *cell) for cell in cells}
+    made = {cell: settings.make(config, *cell) for cell in cells}
     if any(method.needs == "features" and name != config.reference for (name, _), method in made.items()):
         for part in ("train", "val"):
             used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
@@ -84,11 +86,11 @@ def run(config, workdir):
             stored[part] = dict(zip(used.tolist(), part_features.features, strict=True))
 
     # ---------------------------------------------------------------- zero-shot, before anything is trained
-    world = World(config, dataset, model, tokenizer, mesh, stored, center, reading, workdir, digest)
+    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored)
     reference = methods.make(config.reference)
     everything = protocols.Part(tuple(range(len(dataset.classnames))), np.arange(sizes["test"]))
-    consts = reference.setup(model, world.task(everything.labels))
-    said, _, weight = world.predict(reference, {"train": {}, "fixed": {}}, consts, everything)
+    consts = reference.setup(model, words(world, everything.labels))
+    said, _, weight = predict(world, reference, {"train": {}, "fixed": {}}, consts, everything)
     numbers, _, _ = evaluate.scores(said[0], dataset.test.labels, dataset.classnames, weight)
     say(f"{config.reference} before training: {numbers['accuracy']:.1f} % of {int(weight.sum())} test images, "
         f"chance {100 / len(dataset.classnames):.1f} %")
@@ -106,7 +108,7 @@ def run(config, workdir):
         "title": config.title,
         "created": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": " ".join(["python -m vlmx.main", *sys.argv[1:]]),
-        "config": plain(config),
+        "config": settings.plain(config),
         "versions": {p: version(p) for p in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
         "device": device,
         "dataset": {
@@ -130,38 +132,40 @@ def run(config, workdir):
     return results
 
 
-@dataclasses.dataclass(frozen=True)
-class World:
-    """What all methods of a run share: data, frozen model, stored features, devices."""
+class World(NamedTuple):
+    """What all methods of a run share."""
 
     config: ConfigDict
-    dataset: task.Dataset
-    model: object
-    tokenizer: object
-    mesh: object
-    stored: dict
-    center: object
-    reading: dict
     workdir: Path
+    mesh: jax.sharding.Mesh
+    dataset: task.Dataset
+    model: Clip
+    tokenizer: Callable
     digest: str
+    transform: Callable  # image -> uint8 [S, S, 3], as in testing
+    reading: dict  # how images are read: the arguments of data/pipeline.py
+    stored: dict  # "test": features.Features; "train", "val": row of the split -> feature (E,)
 
-    def task(self, labels):
-        """The classes `labels` as a method sees them."""
-        own = self.dataset.templates
-        ensemble = IMAGENET_7 if "imagenet" in self.dataset.name else (*IMAGENET_7, *own)
-        tokenize = functools.partial(self.tokenizer, truncate=self.config.model.truncate)
-        return methods.Task(tuple(self.dataset.classnames[c] for c in labels), own, ensemble, tokenize)
 
-    def predict(self, method, v, consts, part):
-        """(said (S, n), p (S, n), weight (n,)) of a part of the test split, labels as positions in the part's classes."""
-        batch = -(-self.config.eval_batch // shard.rows(self.mesh)) * shard.rows(self.mesh)
-        if method.needs == "features":
-            test = self.stored["test"]
-            batches = evaluate.feature_batches(test.features[part.index], test.weight[part.index], batch)
-        else:
-            split = fewshot.take(self.dataset.test, part.index)
-            batches = evaluate.image_batches(split, self.center, batch, **self.reading, bad=[])
-        return evaluate.predict(method, v, self.model, consts, batches, len(part.index), self.mesh)
+def words(world, labels):
+    """The classes `labels` as a method sees them."""
+    dataset = world.dataset
+    tokenize = functools.partial(world.tokenizer, truncate=world.config.model.truncate)
+    names = tuple(dataset.classnames[c] for c in labels)
+    return methods.Task(names, dataset.templates, task.ensemble(dataset), tokenize)
+
+
+def predict(world, method, v, consts, part):
+    """(said (S, n), p (S, n), weight (n,)) of a part of the test split; what is said is a position in the part's classes."""
+    batch = world.config.eval_batch
+    if method.needs == "features":
+        test = world.stored["test"]
+        batches = evaluate.feature_batches(test.features[part.index], test.weight[part.index], batch)
+    else:
+        split = fewshot.take(world.dataset.test, part.index)
+        batches = evaluate.image_batches(split, world.transform, batch, **world.reading, bad=[])
+    batches = (shard.pad(b, 0, shard.rows(world.mesh)) for b in batches)
+    return evaluate.predict(method, v, world.model, consts, batches, len(part.index), world.mesh)
 
 
 # -------------------------------------------------------------------- one method under one protocol
@@ -174,9 +178,9 @@ def cell(world, name, protocol, method, problem, number):
         saved = json.loads((folder / "result.json").read_text())
         return saved["run"], saved["mistakes"]
     began = time.monotonic()
-    recipe, consts = recipe_of(config, name), method.setup(world.model, world.task(problem.labels))
-    settings = hyper(config, name, protocol)
-    meta = {"method": name, "hyper": settings, "backbone": world.digest, "protocol": protocol, "shots": config.shots}
+    recipe, consts = settings.recipe_of(config, name), method.setup(world.model, words(world, problem.labels))
+    hyper = settings.hyper(config, name, protocol)
+    meta = {"method": name, "hyper": hyper, "backbone": world.digest, "protocol": protocol, "shots": config.shots}
     meta |= {"classes": [world.dataset.classnames[c] for c in problem.labels]}
 
     # ---- the seeds whose training sets have one size run in one program
@@ -202,11 +206,11 @@ def cell(world, name, protocol, method, problem, number):
         if not (own or method.carries):
             notes.append(f"{name} cannot be carried to classes it was not trained on: no accuracy on the {part_name} classes")
             continue
-        task_ = world.task(part.labels)
-        said, p, weight = world.predict(method, v, consts if own else method.setup(world.model, task_), part)
+        classes = words(world, part.labels)
+        said, p, weight = predict(world, method, v, consts if own else method.setup(world.model, classes), part)
         truth = protocols.relabel(world.dataset.test.labels[part.index], part.labels)
         for s, outcome in enumerate(outcomes):
-            numbers, per_class, matrix = evaluate.scores(said[s], truth, task_.classnames, weight)
+            numbers, per_class, matrix = evaluate.scores(said[s], truth, classes.classnames, weight)
             prefix = part_name == "all"
             outcome["metrics"] |= {
                 "accuracy" if prefix else part_name: numbers["accuracy"],
@@ -216,8 +220,8 @@ def cell(world, name, protocol, method, problem, number):
         rows = report.pick_mistakes(said[0], p[0], truth, weight=weight)
         pictures = [transforms.decode(world.dataset.test.images[part.index[i]], world.dataset.upright) for i in rows]
         named = [
-            {"run": number, "seed": seeds[0], "part": part_name, "true": task_.classnames[truth[i]],
-             "said": task_.classnames[said[0, i]], "p": float(p[0, i])}
+            {"run": number, "seed": seeds[0], "part": part_name, "true": classes.classnames[truth[i]],
+             "said": classes.classnames[said[0, i]], "p": float(p[0, i])}
             for i in rows
         ]  # fmt: skip
         mistakes += report.save_mistakes(workdir, pictures, named)
@@ -229,7 +233,7 @@ def cell(world, name, protocol, method, problem, number):
     # ---- what stays
     keys = list(outcomes[0]["metrics"])
     summary = {k: accuracy.summary([o["metrics"][k] for o in outcomes]) for k in keys}
-    pixels = method.needs == "pixels" or (bool(v["train"]) and uses_pixels(config, method, recipe))
+    pixels = method.needs == "pixels" or (bool(v["train"]) and settings.uses_pixels(config, method, recipe))
     result = {
         "method": name,
         "protocol": protocol,
@@ -238,7 +242,7 @@ def cell(world, name, protocol, method, problem, number):
         "trained_params": trained,
         "trained_percent": 100 * trained / total,
         "seconds": round(time.monotonic() - began, 1),
-        "settings": settings,
+        "settings": hyper,
         "notes": notes,
         "seeds": outcomes,
         "summary": summary,
@@ -279,7 +283,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
         return v
 
     v = jax.jit(jax.vmap(start, in_axes=(0, None, 0)))(keys, world.model, support)
-    epochs = epochs_of(recipe, config.shots)
+    epochs = settings.epochs_of(recipe, config.shots)
     if not epochs:
         return v
     batch = min(recipe.batch, M)
@@ -302,7 +306,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
         say(f"{run}: going on after step {done} of {total}")
 
     # ---- steps
-    pixels = uses_pixels(config, method, recipe)
+    pixels = settings.uses_pixels(config, method, recipe)
     K = 1 if pixels else max(k for k in range(1, min(total, config.steps_per_call) + 1) if total % k == 0)
     steps = train_steps(method, tx, total)
     stream = (pixel_stream if pixels else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
@@ -426,70 +430,6 @@ def refuse_nonfinite(run, step, seeds, metrics):
             )
 
 
-# -------------------------------------------------------------------- the config
-def check(config):
-    """Everything about a config that can be found wrong before data or weights are read; returns its (method, protocol)s."""
-    for protocol in config.protocols:
-        if protocol not in protocols.PROTOCOLS:
-            raise unknown("protocol", protocol, protocols.PROTOCOLS)
-    for field, valid in (("bad_images", ("stop", "skip")), ("augment", ("none", "crop"))):
-        if config.data[field] not in valid:
-            raise unknown(f"value of data.{field}", config.data[field], valid)
-    for field in ("dtype", "param_dtype"):
-        if config.model[field] not in ("float32", "bfloat16"):
-            raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"seeds: expected different numbers, at least one; got {config.seeds}.")
-    if not (config.shots > 0 or config.shots == -1):
-        raise UserError(f"shots: expected a positive number of images a class, or -1 for all of them; got {config.shots}.")
-    if config.data.name not in task.known():
-        raise unknown("data set", config.data.name, task.known())
-    cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
-    for name, protocol in cells:
-        make(config, name, protocol)
-        recipe = recipe_of(config, name)
-        if "optimizer" in recipe and not recipe.optimizer.get("groups"):
-            optim.make(recipe.optimizer, 1, max(epochs_of(recipe, config.shots), 2), {"w": jnp.zeros(1)})
-    return cells
-
-
-def make(config, name, protocol):
-    """The method of a cell with its hyper-parameters."""
-    return methods.make(name, **hyper(config, name, protocol))
-
-
-def hyper(config, name, protocol):
-    """A method's hyper-parameters under a protocol: the recipe's, with what that protocol replaces."""
-    recipe = recipe_of(config, name)
-    return dict(recipe.hyper) | dict(recipe.get(protocol) or {})
-
-
-def recipe_of(config, name):
-    """The recipe of a method; a method of the package without one in this config is an error that says what to do."""
-    if name not in config.recipe:
-        methods.make(name)  # an unknown name says so first
-        raise UserError(f"config.recipe has no settings for {name!r}: name the method behind the colon, configs/...:{name}.")
-    return config.recipe[name]
-
-
-def epochs_of(recipe, shots):
-    """Passes over the training set: `epochs`, or, where that is 0, the published number for so many shots."""
-    if recipe.get("epochs"):
-        return recipe.epochs
-    pairs = recipe.get("epochs_by_shots") or ((1, 0),)
-    return next((epochs for most, epochs in pairs if 0 < shots <= most), pairs[-1][1])
-
-
-def uses_pixels(config, method, recipe):
-    """Whether a training step reads images: the method needs them, or they are augmented anew in each epoch."""
-    return method.needs == "pixels" or (config.data.augment != "none" and epochs_of(recipe, config.shots) > 0)
-
-
-def plain(config):
-    """The config as json data."""
-    return json.loads(config.to_json_best_effort())
-
-
 # -------------------------------------------------------------------- model, data and files
 def load_model(config, mesh):
     """(Clip, tokenizer, digest) placed on the mesh."""
@@ -527,37 +467,3 @@ def write_lists(workdir, dataset, problems, seeds):
                 for part in ("train", "val")
             }
             write_json(workdir / "few_shot" / f"{protocol}-seed_{seed}.json", lists)
-
-
-def finished(config, workdir):
-    """results.json of this very run, or None where it is still to be made. A workdir of another config is refused."""
-    path = workdir / "config.json"
-    asked = plain(config)
-    if path.exists():
-        saved = json.loads(path.read_text())
-        flat = [dict(flatten(c)) for c in (saved, asked)]
-        keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
-        if keys:
-            lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
-            raise UserError("\n".join([f"{workdir} holds a run with another config:", *lines, "Use another --workdir."]))
-    elif logs.first_process():
-        write_json(path, asked)
-    results = workdir / "results.json"
-    return json.loads(results.read_text()) if results.exists() else None
-
-
-def flatten(tree, prefix=""):
-    """(dotted path, value) of every leaf of nested dicts."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def write_json(path, data):
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(data, indent=1, ensure_ascii=False))
-    os.replace(fresh, path)

@@ -1,0 +1,14 @@
+"""Your own images, without code: a folder `class/*.jpg`, or `split/class/*.jpg` with splits train, val and test.
+
+    python -m vlmx.main --config configs/folder.py --config.data.root=DIR --config.model.name=ViT-B/16
+
+Class names are the folders'; --config.data.classnames=FILE gives others, --config.data.templates='("a photo of a {}.",)'
+other prompts. A split that is missing is made by a seeded rule and written to the workdir.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    """`configs/folder.py[:method,...][,key=value,...]`, see configs/common.py."""
+    return common.benchmark("folder", arg, augment="none")

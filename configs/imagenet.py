@@ -1,0 +1,12 @@
+"""ImageNet (Deng et al. 2009): 1,000 classes.
+It has no validation split, so methods that search on validation images do not run on it.
+
+    python -m vlmx.main --config configs/imagenet.py --config.data.root=DATA
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    """`configs/imagenet.py[:method,...][,key=value,...]`, see configs/common.py."""
+    return common.benchmark("imagenet", arg, methods=("zero_shot", "coop"))

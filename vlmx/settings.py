@@ -1,0 +1,103 @@
+"""What a config asks for, checked before any data or weight is read.
+
+A *cell* is a method under a protocol: (name, protocol). Its *recipe* is config.recipe.<name>.
+"""
+
+import json
+
+import jax.numpy as jnp
+
+from vlmx import method as methods
+from vlmx import optim
+from vlmx.data import protocols, task
+from vlmx.errors import UserError, unknown
+from vlmx.files import write_json
+
+
+def check(config):
+    """Everything about a config that can be found wrong before data or weights are read; returns its (method, protocol)s."""
+    for protocol in config.protocols:
+        if protocol not in protocols.PROTOCOLS:
+            raise unknown("protocol", protocol, protocols.PROTOCOLS)
+    for field, valid in (("bad_images", ("stop", "skip")), ("augment", ("none", "crop"))):
+        if config.data[field] not in valid:
+            raise unknown(f"value of data.{field}", config.data[field], valid)
+    for field in ("dtype", "param_dtype"):
+        if config.model[field] not in ("float32", "bfloat16"):
+            raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"seeds: expected different numbers, at least one; got {config.seeds}.")
+    if not (config.shots > 0 or config.shots == -1):
+        raise UserError(f"shots: expected a positive number of images a class, or -1 for all of them; got {config.shots}.")
+    if config.data.name not in task.known():
+        raise unknown("data set", config.data.name, task.known())
+    cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
+    for name, protocol in cells:
+        make(config, name, protocol)
+        recipe = recipe_of(config, name)
+        if "optimizer" in recipe and not recipe.optimizer.get("groups"):
+            optim.make(recipe.optimizer, 1, max(epochs_of(recipe, config.shots), 2), {"w": jnp.zeros(1)})
+    return cells
+
+
+def make(config, name, protocol):
+    """The method of a cell with its hyper-parameters."""
+    return methods.make(name, **hyper(config, name, protocol))
+
+
+def hyper(config, name, protocol):
+    """A method's hyper-parameters under a protocol: the recipe's, with what that protocol replaces."""
+    recipe = recipe_of(config, name)
+    return dict(recipe.hyper) | dict(recipe.get(protocol) or {})
+
+
+def recipe_of(config, name):
+    """The recipe of a method; a method of the package without one in this config is an error that says what to do."""
+    if name not in config.recipe:
+        methods.make(name)  # an unknown name says so first
+        raise UserError(f"config.recipe has no settings for {name!r}: name the method behind the colon, configs/...:{name}.")
+    return config.recipe[name]
+
+
+def epochs_of(recipe, shots):
+    """Passes over the training set: `epochs`, or, where that is 0, the published number for so many shots."""
+    if recipe.get("epochs"):
+        return recipe.epochs
+    pairs = recipe.get("epochs_by_shots") or ((1, 0),)
+    return next((epochs for most, epochs in pairs if 0 < shots <= most), pairs[-1][1])
+
+
+def uses_pixels(config, method, recipe):
+    """Whether a training step reads images: the method needs them, or they are augmented anew in each epoch."""
+    return method.needs == "pixels" or (config.data.augment != "none" and epochs_of(recipe, config.shots) > 0)
+
+
+def plain(config):
+    """The config as json data."""
+    return json.loads(config.to_json_best_effort())
+
+
+def finished(config, workdir, write=True):
+    """results.json of this very run, or None where it is still to be made. A workdir of another config is refused."""
+    path = workdir / "config.json"
+    asked = plain(config)
+    if path.exists():
+        saved = json.loads(path.read_text())
+        flat = [dict(flatten(c)) for c in (saved, asked)]
+        keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
+        if keys:
+            lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
+            raise UserError("\n".join([f"{workdir} holds a run with another config:", *lines, "Use another --workdir."]))
+    elif write:
+        write_json(path, asked)
+    results = workdir / "results.json"
+    return json.loads(results.read_text()) if results.exists() else None
+
+
+def flatten(tree, prefix=""):
+    """(dotted path, value) of every leaf of nested dicts."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
