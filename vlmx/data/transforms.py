@@ -1,0 +1,135 @@
+"""From an image reference to uint8 pixels [S, S, 3]: the published test transform, bit for bit, and the training crops.
+
+PIL's bicubic (a = -0.5, antialiased, uint8 result) is what the published numbers were made with, so everything here
+stays in PIL and uint8; the model normalises on the device.
+"""
+
+import math
+import os
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+BICUBIC = Image.Resampling.BICUBIC
+
+
+class BadImage(Exception):
+    """An image that cannot be used; the message says why, whoever catches it knows which image it is."""
+
+
+def decode(ref, upright: bool = False) -> Image.Image:
+    """A path, encoded bytes, or a uint8 array [H, W], [H, W, 1] or [H, W, 3] as an RGB image.
+
+    As the published pipelines read: converted to RGB at once, alpha dropped, EXIF orientation ignored. `upright` turns
+    the image as its EXIF orientation says (people's own photos). 16-bit gray is scaled to 8 bit, where a plain
+    conversion would clip it to white. Raises BadImage for whatever cannot be read whole, and for decompression bombs.
+    """
+    if isinstance(ref, np.ndarray):
+        return _from_array(ref)
+    if not isinstance(ref, (str, os.PathLike, bytes)):
+        raise BadImage(f"expected a path, encoded bytes or a uint8 array, got {type(ref).__name__}")
+    try:
+        with Image.open(BytesIO(ref) if isinstance(ref, bytes) else ref) as img:
+            _refuse_bomb(*img.size)  # before any pixel is decoded; at PIL's limit PIL itself only warns
+            img.load()
+            return _to_rgb(ImageOps.exif_transpose(img) if upright else img)
+    except BadImage:
+        raise
+    except FileNotFoundError:
+        raise BadImage("no such file") from None
+    except Exception as e:  # PIL's readers raise OSError, SyntaxError, ValueError, struct.error, ... on broken files
+        empty = not ref if isinstance(ref, bytes) else os.path.isfile(ref) and not os.path.getsize(ref)
+        raise BadImage("the file is empty" if empty else _reason(e)) from e
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype != np.uint8 or not array.size or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
+        raise BadImage(f"expected a uint8 array [H, W] or [H, W, 3], got {array.dtype} {list(array.shape)}")
+    return Image.fromarray(array).convert("RGB")
+
+
+def _to_rgb(img: Image.Image) -> Image.Image:
+    if img.mode == "F":
+        raise BadImage("floating-point pixels have no agreed range: save it with 8 or 16 bits per channel")
+    if img.mode.startswith("I"):
+        gray = np.asarray(img).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise BadImage(f"32-bit pixels ({gray.min()}..{gray.max()}): save it with 8 or 16 bits per channel")
+        img = Image.fromarray(((gray + 128) // 257).astype(np.uint8))  # 65535 = 255 * 257, rounded to nearest
+    img.info.pop("transparency", None)  # alpha is dropped; without this PIL warns about palettes
+    return img.convert("RGB")
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and width * height > limit:
+        raise BadImage(f"{width} x {height} pixels is over PIL's limit of {limit} (decompression bomb?)")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"refused by PIL: {error}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image in a format that PIL knows"
+    return f"{type(error).__name__}: {error}"
+
+
+def center(img: Image.Image, size: int, rng=None) -> np.ndarray:
+    """The published test transform: the shorter side to `size`, the middle cut out -> uint8 [size, size, 3].
+
+    Crop offsets are rounded half to even, as Python's `round` does. `rng` is not used: this stands wherever a random
+    crop may. Raises BadImage for a strip so thin that its resized form would be a decompression bomb.
+    """
+    short, long = min(img.size), max(img.size)
+    if short != size:
+        long = int(size * long / short)
+        _refuse_bomb(size, long)
+        img = img.resize((size, long) if img.width <= img.height else (long, size), BICUBIC)
+    left, top = round((img.width - size) / 2), round((img.height - size) / 2)
+    return np.asarray(img.crop((left, top, left + size, top + size)))
+
+
+def squash(img: Image.Image, size: int, rng=None) -> np.ndarray:
+    """Both sides to `size`, whatever the shape (Dassl, when no random crop is asked for). `rng` is not used."""
+    return np.asarray(img.resize((size, size), BICUBIC))
+
+
+def random_crop(img: Image.Image, size: int, rng: np.random.Generator, scale=(0.08, 1), ratio=(3 / 4, 4 / 3), flip=0.5):
+    """RandomResizedCrop and horizontal flip (the training transform of Dassl's configs) -> uint8 [size, size, 3]."""
+    pixels = resized_crop(img, random_box(*img.size, rng, scale, ratio), size)
+    return hflip(pixels) if rng.random() < flip else pixels
+
+
+def random_box(width: int, height: int, rng: np.random.Generator, scale, ratio) -> tuple[int, int, int, int]:
+    """A box (top, left, height, width) with a random share of the area and a log-uniform aspect ratio (Inception's).
+
+    After ten boxes that do not fit: the largest centred one whose aspect is within `ratio`.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, max(round(height * ratio[1]), 1))
+    h = min(height, max(round(width / ratio[0]), 1))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resized_crop(img: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """The box (top, left, height, width), cut out first and then resized to [size, size, 3]."""
+    top, left, height, width = box
+    return squash(img.crop((left, top, left + width, top + height)), size)
+
+
+def hflip(pixels: np.ndarray) -> np.ndarray:
+    """Left and right exchanged, [H, W, 3]."""
+    return pixels[:, ::-1]
+
+
+def normalize(pixels: np.ndarray, mean, std) -> np.ndarray:
+    """uint8 [..., 3] -> float32, (x / 255 - mean) / std."""
+    return (pixels.astype(np.float32) / np.float32(255) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
