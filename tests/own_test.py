@@ -44,6 +44,7 @@ def test_class_folders_and_made_splits(tmp_path):
     folders(tmp_path / "data", {"tabby_cat": 10, "dog": 20})
     image(tmp_path / "data/dog/puppies/a.PNG")
     image(tmp_path / "data/dog/.thumbs/a.png")
+    image(tmp_path / "data/dog/._00.jpg")
     write(tmp_path / "data/dog/notes.txt", "not an image")
     write(tmp_path / "data/.cache/x.txt", "hidden")
     got = load(tmp_path)

@@ -169,6 +169,7 @@ def official(name, root):
             for i in ten:
                 image(images / folder / f"im_{i}.jpg")
             lines(images / folder / ".DS_Store", ["hidden, so no image"])
+        image(images / ".cache/x.jpg")
         if name == "caltech101":
             image(images / "BACKGROUND_Google/x.jpg")
     elif name == "oxford_pets":
