@@ -1,0 +1,155 @@
+"""Tokenizer and zoo: ids, errors that name class and template, truncation, where files come from, digests."""
+
+import hashlib
+import json
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from golden_cases import OWN
+from golden_tools import load_case, tokenizer, word_tokenizer
+from transformers import CLIPTokenizerFast
+
+from vlmx.data import tokenizer as tokenizers_
+from vlmx.data.tokenizer import Tokenizer
+from vlmx.errors import UserError
+from vlmx.models import convert, zoo
+from vlmx.models.clip import ClipConfig, ResNet, Text, ViT, param_shapes
+
+VOCAB = OWN / "clip" / "vocab.json"
+CONFIG = ClipConfig(
+    8, ViT(8, 1, 1, 8, image_size=16, patch=8), Text(8, 1, 1, 8, context=20, vocab=512, bos=510, eot=511)
+)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty hub cache, offline."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def cached(hub, repository):
+    """The folder of a repository's snapshot in the cache, as the hub's client lays it out."""
+    top = hub / f"models--{repository.replace('/', '--')}"
+    folder = top / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (top / "refs").mkdir()
+    (top / "refs" / "main").write_text("0" * 40)
+    return folder
+
+
+def save_model(folder):
+    """A tiny random CLIP with the golden vocabulary's tokenizer."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.standard_normal(s.shape, np.float32), param_shapes(CONFIG))
+    word_tokenizer(VOCAB).save_pretrained(folder / "words")
+    convert.save_hf(folder, CONFIG, params, tokenizer_dir=folder / "words")
+    return params
+
+
+@pytest.mark.golden("clip/zero_shot", "clip/zero_shot_rn")
+def test_golden_token_ids(golden):
+    case, t, model = load_case(golden)
+    words, h = tokenizer(golden, model.config.text.context), case["hyperparameters"]
+    for template, ids in zip(h["templates"], t["in/tokens"], strict=True):
+        got = words([template.format(name.replace("_", " ")) for name in h["classes"]])
+        assert got.dtype == np.int32
+        np.testing.assert_array_equal(got, ids)
+
+
+def test_too_long_texts_are_named_with_their_length_and_the_limit():
+    words = Tokenizer(word_tokenizer(VOCAB), 6)
+    what = ['class "cat", template "a {}"', 'class "oak tree", template "a photo of a {}."']
+    with pytest.raises(UserError) as error:
+        words(["a cat", "a photo of a oak tree."], what)
+    assert "at most 6 tokens" in str(error.value)
+    assert str(error.value).split("\n")[1:] == ['  class "oak tree", template "a photo of a {}.": 9 tokens']
+    with pytest.raises(UserError, match="'a photo of a oak tree.': 9 tokens"):
+        words(["a photo of a oak tree."])
+
+
+def test_truncation_keeps_the_end_token_last():
+    words = Tokenizer(word_tokenizer(VOCAB), 6)
+    ids, whole = (
+        words(["a cat", "a photo of a oak tree."], truncate=True),
+        Tokenizer(words.hf, 9)(["a photo of a oak tree."]),
+    )
+    assert ids.shape == (2, 6)
+    assert ids[1].tolist() == [*whole[0, :5].tolist(), 511]
+    assert ids[0].tolist()[3:] == [511, 0, 0]
+
+
+def test_the_directorys_own_tokenizer_is_used(tmp_path):
+    save_model(tmp_path)
+    words = tokenizers_.load(tmp_path, 20, 512)
+    assert words(["a cat"])[0, :5].tolist() == [510, 7, 27, 511, 0]
+    with pytest.raises(UserError, match="has 512 token ids, this model has embeddings for 300"):
+        tokenizers_.load(tmp_path, 20, 300)
+
+
+def bpe_files(folder):
+    """CLIP's tokenizer class over a vocabulary of a few letters, in its two-file form, without any config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = ["a</w>", "c", "a", "t</w>", "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({x: i for i, x in enumerate(letters)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+
+
+def test_vocabulary_and_merges_without_any_config_are_clips_tokenizer(tmp_path):
+    bpe_files(tmp_path)
+    words = tokenizers_.load(tmp_path, 6, 8)
+    assert isinstance(words.hf, CLIPTokenizerFast)
+    assert words(["A  cat"]).tolist() == [[6, 0, 5, 7, 0, 0]]
+
+
+def test_weights_without_tokenizer_files_take_clips_own_from_the_cache_or_say_what_is_missing(hub, tmp_path):
+    with pytest.raises(UserError, match=r"expected tokenizer.json, or vocab.json and merges.txt(.|\n)*hf download"):
+        tokenizers_.load(tmp_path, 6, 8)
+    bpe_files(cached(hub, "openai/clip-vit-base-patch32"))
+    assert tokenizers_.load(tmp_path, 6, 8)(["cat"]).tolist() == [[6, 5, 7, 0, 0, 0]]
+
+
+def test_load_from_a_directory(tmp_path):
+    params = save_model(tmp_path)
+    loaded = zoo.load(str(tmp_path), context=10, image_size=32, param_dtype="bfloat16", dtype="bfloat16")
+    assert loaded.digest == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert loaded.tokenizer(["a cat"]).shape == (1, 10)
+    c = loaded.model.config
+    assert (c.vision.image_size, c.text.context, c.dtype, c.param_dtype) == (32, 10, "bfloat16", "bfloat16")
+    assert loaded.model.params["vision"]["pos_embed"].shape == (17, 8)
+    np.testing.assert_allclose(loaded.model.params["text"]["proj"], params["text"]["proj"], rtol=1e-2)
+
+
+def test_hub_names_come_from_the_cache_and_otherwise_say_how_to_get_them(hub, tmp_path):
+    for name, repository in (
+        ("ViT-B/32", "openai/clip-vit-base-patch32"),
+        ("someone/their-clip", "someone/their-clip"),
+    ):
+        with pytest.raises(UserError, match=f"hf download {repository}"):
+            zoo.load(name)
+        save_model(folder := cached(hub, repository))
+        assert zoo.locate(name) == folder
+        assert zoo.load(name).name == name
+    cached(hub, "someone/empty")
+    with pytest.raises(UserError, match="not complete"):
+        zoo.load("someone/empty")
+
+
+def test_unknown_names_list_the_valid_ones():
+    with pytest.raises(UserError, match="unknown model 'ViT-B16'. Did you mean 'ViT-B/16'"):
+        zoo.load("ViT-B16")
+    with pytest.raises(UserError, match="unknown model './nowhere/at/all'"):
+        zoo.load("./nowhere/at/all")
+
+
+def test_the_tables_sizes_are_consistent():
+    """Parameter counts of the released models, batch statistics left out."""
+    counts = {"ViT-B/32": 151_277_313, "ViT-B/16": 149_620_737, "ViT-L/14": 427_616_513, "RN50": 102_007_137}
+    for name, count in counts.items():
+        shapes = flatten_dict(param_shapes(zoo.MODELS[name].config))
+        assert sum(s.size for path, s in shapes.items() if path[-1] not in ("mean", "var")) == count, name
+    assert all(isinstance(e.config.vision, ResNet if name.startswith("RN") else ViT) for name, e in zoo.MODELS.items())

@@ -1,0 +1,87 @@
+"""Texts to token ids, with the tokenizer files of a checkpoint (read by transformers)."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vlmx.errors import UserError
+
+# transformers advises installing torch; tokenizers need none.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+CLIP_TOKENIZER = "openai/clip-vit-base-patch32"  # every CLIP of OpenAI's, and most of OpenCLIP's, has this vocabulary
+
+
+class Tokenizer(NamedTuple):
+    """A transformers tokenizer and the number of positions its text tower has."""
+
+    hf: Any
+    context: int
+
+    def __call__(self, texts, what=None, truncate=False):
+        """Token ids `(n, context)` int32 of n texts: start token, text, end token, then zeros.
+
+        Args:
+          what: for each text, what an error should call it, such as 'class "oak tree", template "a photo of a {}."'.
+          truncate: cut texts that are too long, keeping the end token last, instead of raising.
+
+        Raises UserError naming each text that does not fit, its number of tokens and the limit.
+        """
+        rows = self.hf(list(texts), padding=False, truncation=False, verbose=False)["input_ids"]
+        long = [(i, len(row)) for i, row in enumerate(rows) if len(row) > self.context]
+        if long and not truncate:
+            lines = [f"  {what[i] if what else repr(texts[i])}: {n} tokens" for i, n in long[:20]]
+            lines += [f"  ... and {len(long) - 20} more"] if len(long) > 20 else []
+            raise UserError(
+                f"text too long for this model, which reads at most {self.context} tokens, start and end among them; "
+                "shorten the class name or the template, or allow truncation:\n" + "\n".join(lines)
+            )
+        ids = np.zeros((len(rows), self.context), np.int32)
+        for out, row in zip(ids, rows):
+            row = row if len(row) <= self.context else row[: self.context - 1] + row[-1:]
+            out[: len(row)] = row
+        return ids
+
+
+def load(folder, context, vocab):
+    """The tokenizer whose files lie in `folder`, otherwise CLIP's own from the hub's cache on this machine.
+
+    Args: context, vocab: the text tower's numbers of positions and of token ids.
+    Raises UserError where there are no tokenizer files, or they do not belong to a model with this vocabulary.
+    """
+    from transformers import AutoTokenizer, CLIPTokenizerFast
+
+    where = next((f for f in (Path(folder), _cached()) if f and _has_files(f)), None)
+    if where is None:
+        raise UserError(
+            f"{folder}: no tokenizer files beside the weights; expected tokenizer.json, or vocab.json and merges.txt. "
+            f"CLIP's own are those of {CLIP_TOKENIZER}: copy them there, or fetch them once with\n"
+            f"  hf download {CLIP_TOKENIZER} tokenizer.json tokenizer_config.json vocab.json merges.txt"
+        )
+    # Without its own config, AutoTokenizer would guess the class from a config.json that need not be there.
+    reader = AutoTokenizer if (where / "tokenizer_config.json").is_file() else CLIPTokenizerFast
+    hf = reader.from_pretrained(where, local_files_only=True)
+    ids = max(hf.get_vocab().values()) + 1
+    if ids > vocab:
+        raise UserError(
+            f"the tokenizer in {where} has {ids} token ids, this model has embeddings for {vocab}: not its own"
+        )
+    return Tokenizer(hf, context)
+
+
+def _has_files(folder):
+    # checked here, as transformers makes an empty vocabulary of a folder without them
+    return (folder / "tokenizer.json").is_file() or all((folder / f).is_file() for f in ("vocab.json", "merges.txt"))
+
+
+def _cached():
+    """CLIP's own tokenizer in the hub's cache of this machine, or None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(CLIP_TOKENIZER, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None

@@ -1,0 +1,132 @@
+"""Names of CLIP models: their sizes, where their weights come from, and how to load one."""
+
+import dataclasses
+import hashlib
+import importlib.resources
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vlmx.data import tokenizer
+from vlmx.errors import UserError, unknown
+from vlmx.models import convert, files
+from vlmx.models.clip import Clip, ClipConfig, ResNet, Text, ViT
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+class Entry(NamedTuple):
+    """A model of the table: its repository on the Hugging Face hub and its sizes."""
+
+    hub: str
+    config: ClipConfig
+
+
+class Loaded(NamedTuple):
+    """A model ready for use; `digest` is the SHA-256 of its weight files."""
+
+    model: Clip
+    tokenizer: tokenizer.Tokenizer
+    digest: str
+    name: str
+
+
+def _text(width):
+    return Text(width, 12, width // 64, 4 * width, context=77, vocab=49408, bos=49406)
+
+
+def _vit(embed_dim, width, layers, image_size, patch, text_width):
+    vision = ViT(width, layers, width // 64, 4 * width, image_size=image_size, patch=patch)
+    return ClipConfig(embed_dim, vision, _text(text_width))
+
+
+def _resnet(embed_dim, width, layers, image_size, text_width):
+    return ClipConfig(embed_dim, ResNet(image_size, width, layers, width // 2), _text(text_width))
+
+
+# Sizes: Radford et al. 2021 (arXiv 2103.00020), tables 19 and 20. ResNets are on the hub in OpenCLIP's format only.
+MODELS = {
+    "ViT-B/32": Entry("openai/clip-vit-base-patch32", _vit(512, 768, 12, 224, 32, 512)),
+    "ViT-B/16": Entry("openai/clip-vit-base-patch16", _vit(512, 768, 12, 224, 16, 512)),
+    "ViT-L/14": Entry("openai/clip-vit-large-patch14", _vit(768, 1024, 24, 224, 14, 768)),
+    "ViT-L/14@336px": Entry("openai/clip-vit-large-patch14-336", _vit(768, 1024, 24, 336, 14, 768)),
+    "RN50": Entry("timm/resnet50_clip.openai", _resnet(1024, 64, (3, 4, 6, 3), 224, 512)),
+    "RN101": Entry("timm/resnet101_clip.openai", _resnet(512, 64, (3, 4, 23, 3), 224, 512)),
+    "RN50x4": Entry("timm/resnet50x4_clip.openai", _resnet(640, 80, (4, 6, 10, 6), 288, 640)),
+    "RN50x16": Entry("timm/resnet50x16_clip.openai", _resnet(768, 96, (6, 8, 18, 8), 384, 768)),
+    "RN50x64": Entry("timm/resnet50x64_clip.openai", _resnet(1024, 128, (3, 15, 36, 10), 448, 1024)),
+}
+PACKAGED = ("tiny_clip",)  # weights that come with vlmx, in vlmx/assets
+SMALL_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", *convert.TOKENIZER_FILES)
+
+
+def load(name, *, image_size=None, dtype="float32", param_dtype="float32", place=None, context=None):
+    """Loads a model: `Loaded(model, tokenizer, digest, name)`.
+
+    `name` is "tiny_clip" (comes with the package), a key of MODELS, a repository "owner/name" on the Hugging Face hub
+    (downloaded once, then taken from its cache), or a local directory or weight file. The other arguments are those of
+    `convert.read`. Raises UserError where the model cannot be found, fetched or read.
+    """
+    path = locate(name)
+    found, folder = files.weight_files(path)
+    options = {"image_size": image_size, "context": context, "dtype": dtype, "param_dtype": param_dtype, "place": place}
+    config, params = convert.read(path, **options)
+    if name in MODELS:  # hub copies of OpenAI's ResNets do not all record that the activation is quick-GELU
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, act=MODELS[name].config.text.act))
+    words = tokenizer.load(folder, config.text.context, config.text.vocab)
+    return Loaded(Clip(params, config), words, digest(found), name)
+
+
+def locate(name):
+    """The directory or file that `name` stands for (see `load`); downloads it where it is on the hub and not cached."""
+    if name in PACKAGED:
+        return Path(str(importlib.resources.files("vlmx"))) / "assets" / name
+    if name in MODELS:
+        return fetch(MODELS[name].hub)
+    if Path(name).exists():
+        return Path(name)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return fetch(name)
+    raise unknown(
+        "model", name, [*PACKAGED, *MODELS, "owner/name (on the Hugging Face hub)", "a directory or weight file"]
+    )
+
+
+def fetch(repository):
+    """The local snapshot of a hub repository: weights in one format (safetensors first), sizes and tokenizer."""
+    import huggingface_hub
+
+    # The first format that the repository has; most hold the same weights several times over.
+    formats = [["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]]
+    formats += [[name] for name in files.WEIGHTS[2:]]
+    for wanted in formats:
+        try:
+            folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*SMALL_FILES, *wanted]))
+        except (OSError, ValueError) as error:  # the hub's own errors, and those of the network below it
+            raise UserError(f"{repository}: {_first_line(error)}\n{_by_hand(repository)}") from error
+        if any((folder / name).is_file() for name in wanted):
+            return folder
+    wanted = ", ".join(files.WEIGHTS)
+    raise UserError(f"{repository}: holds none of {wanted}, or is not complete.\n{_by_hand(repository)}")
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _by_hand(repository):
+    return (
+        "Where there is a network: hf download "
+        f"{repository}\nthen copy the hub's cache (HF_HOME), or give the directory of the files instead of the name."
+    )
+
+
+def digest(paths):
+    """SHA-256, in hex, of the files' bytes one after the other, in the order of their names."""
+    sha = hashlib.sha256()
+    for file in sorted(paths):
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                sha.update(block)
+    return sha.hexdigest()
