@@ -11,12 +11,12 @@ def get_config(arg=""):
     config = ConfigDict()
     config.family = "pretrain"
     config.seed = 0
-    config.data = ConfigDict(dict(views=120_000, captions=4, glyphs=0.45, length=16, seed=0, workers=2))
+    config.data = ConfigDict(dict(views=100_000, captions=4, glyphs=0.45, length=14, seed=0, workers=2))
     config.vision = ConfigDict(dict(width=128, layers=4, heads=2, patch=16))
-    config.text = ConfigDict(dict(width=128, layers=3, heads=2, context=32, vocab=1536))
+    config.text = ConfigDict(dict(width=128, layers=2, heads=2, context=32, vocab=1536))
     config.embed_dim = 128
-    config.batch, config.steps = 128, 8000
-    config.rate, config.warmup, config.decay = 1e-3, 200, 0.1
+    config.batch, config.steps = 128, 3000
+    config.rate, config.warmup, config.decay = 1.5e-3, 150, 0.1
     config.log_every = 20
     if arg == "smoke":
         config.data.update(views=400, workers=1)

@@ -6,15 +6,14 @@ only in the pixels. Coordinates are integers and every draw comes from `random.R
 anywhere.
 """
 
-import functools
 import math
-import os
 import random
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw
+
+from vlmx.data.glyphs import DIGITS, LETTERS, LOOKS, Glyph, coverage, faces
 
 SIDE = 64  # pixels of an image's side
 FINE = 4  # drawn this many times larger, then reduced: antialiasing
@@ -25,10 +24,7 @@ COLOURS = {
     "brown": (125, 75, 35), "grey": (128, 128, 128), "black": (20, 20, 20), "white": (240, 240, 240),
 }  # fmt: skip
 BACKGROUNDS = ("white", "black", "grey", "brown", "green", "blue", "yellow", "pink")
-DIGITS = "0123456789"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LOOKS = ("printed", "handwritten", "pixelated")
 SIZES = ("small", "medium", "large")
 
 
@@ -50,17 +46,6 @@ class Object(NamedTuple):
     @property
     def size(self) -> str:
         return SIZES[(self.radius >= 13) + (self.radius >= 19)]
-
-
-class Glyph(NamedTuple):
-    """A digit or a letter in a typeface; `look` says how it was put down, `seed` names the hand's wobble."""
-
-    char: str
-    face: str
-    look: str
-    colour: str
-    rgb: tuple[int, int, int]
-    seed: int
 
 
 class Scene(NamedTuple):
@@ -166,7 +151,14 @@ def place(rng: random.Random, objects: list[Object]) -> tuple[Object, ...]:
 
 
 def a_glyph(rng: random.Random, char: str, colour: str = "white", look: str | None = None) -> Glyph:
-    return Glyph(char, rng.choice(faces()), look or rng.choice(LOOKS), colour, _shade(rng, colour), rng.getrandbits(32))
+    return Glyph(
+        char,
+        rng.choice(faces()),
+        look or rng.choice((*LOOKS, LOOKS[2])),
+        colour,
+        _shade(rng, colour),
+        rng.getrandbits(32),
+    )
 
 
 def scene_of(rng: random.Random, things, background=None) -> Scene:
@@ -180,12 +172,12 @@ def scene_of(rng: random.Random, things, background=None) -> Scene:
 def sample(rng: random.Random, glyphs: float = 0.4) -> Scene:
     """A scene of the world: with probability `glyphs` a digit or letter, else one to three objects."""
     if rng.random() < glyphs:
-        char = rng.choice(DIGITS) if rng.random() < 0.85 else rng.choice(LETTERS)
+        char = rng.choice(DIGITS) if rng.random() < 0.9 else rng.choice(LETTERS)
         if rng.random() < 0.7:  # bright on dark, as scanned handwriting often comes
             return scene_of(rng, a_glyph(rng, char), "black")
         return scene_of(rng, a_glyph(rng, char, rng.choice(list(COLOURS))))
     fill = lambda: "solid" if rng.random() < 0.3 else None
-    n = rng.choice((1, 1, 1, 2, 2, 3))
+    n = rng.choice((1, 1, 1, 1, 2, 3))
     return scene_of(rng, [an_object(rng, fill=fill()) for _ in range(n)])
 
 
@@ -227,113 +219,11 @@ def _paint(canvas, o):
     canvas.paste(o.rgb, box[:2], ImageChops.multiply(shape, Image.fromarray(marks.astype(np.uint8) * 255)))
 
 
-@functools.cache
-def faces() -> tuple[str, ...]:
-    """Typefaces that matplotlib ships and that have plain digits and letters; "" is Pillow's own."""
-    families = {
-        "DejaVuSans": ("", "-Bold", "-Oblique", "-BoldOblique"),
-        "DejaVuSansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
-        "DejaVuSerif": ("", "-Bold", "-Italic", "-BoldItalic"),
-        "STIXGeneral": ("", "Bol", "Italic", "BolIta"),
-    }
-    names = [family + style for family, styles in families.items() for style in styles]
-    return (*names, "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10", "")
-
-
-@functools.cache
-def _letter(char, face):
-    """The bare character, white on black, "L" 96x96."""
-    if face:
-        path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", face + ".ttf")
-        font = ImageFont.truetype(path, 72, layout_engine=ImageFont.Layout.BASIC)
-    else:
-        font = ImageFont.load_default(72)
-    image = Image.new("L", (96, 96))
-    left, top, right, bottom = font.getbbox(char)
-    at = (48 - (left + right) // 2, 48 - (top + bottom) // 2)
-    ImageDraw.Draw(image).text(at, char, font=font, fill=255)
-    return image
-
-
-@functools.cache
-def _skeleton(char, face):
-    """The character's middle line, thinned by Zhang and Suen's rule (Communications of the ACM 27, 1984)."""
-    ink = np.asarray(_letter(char, face)) > 127
-    while True:
-        before = ink.sum()
-        for step in (0, 1):
-            n = [np.roll(ink, (-dy, -dx), (0, 1)) for dy, dx in
-                 ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))]  # fmt: skip
-            count = sum(k.astype(int) for k in n)
-            rises = sum((~a & b).astype(int) for a, b in zip(n, n[1:] + n[:1]))
-            p2, p4, p6, p8 = n[0], n[2], n[4], n[6]
-            edge = ~(p2 & p4 & p6) & ~(p4 & p6 & p8) if step == 0 else ~(p2 & p4 & p8) & ~(p2 & p6 & p8)
-            ink = ink & ~(ink & (count >= 2) & (count <= 6) & (rises == 1) & edge)
-        if ink.sum() == before:
-            return Image.fromarray(np.uint8(ink) * 255)
-
-
-@functools.cache
-def _pen(char, face, weight):
-    """The character in strokes of one weight."""
-    return _skeleton(char, face).filter(ImageFilter.MaxFilter(weight))
-
-
-def _wobble(image, rng, cells=4, swing=7):
-    """Elastic distortion: a grid of quadrilaterals whose corners are displaced at random."""
-    side, step = image.width, image.width // cells
-    at = {(i, j): (i * step + rng.randint(-swing, swing), j * step + rng.randint(-swing, swing))
-          for i in range(cells + 1) for j in range(cells + 1)}  # fmt: skip
-    quads = [((i * step, j * step, (i + 1) * step, (j + 1) * step),
-              (*at[i, j], *at[i, j + 1], *at[i + 1, j + 1], *at[i + 1, j]))
-             for i in range(cells) for j in range(cells)]  # fmt: skip
-    return image.transform((side, side), Image.Transform.MESH, quads, Image.Resampling.BILINEAR)
-
-
-def _hand(glyph, rng):
-    """The glyph as a hand would put it down: wobble, slant, turn, weight of the pen; "L" 96x96."""
-    if glyph.look != "printed" and rng.random() < 0.8:
-        ink = _pen(glyph.char, glyph.face, rng.choice((7, 9, 9, 11)))
-    else:
-        ink = _letter(glyph.char, glyph.face).filter(
-            rng.choice((ImageFilter.MaxFilter(3), ImageFilter.MaxFilter(5), ImageFilter.SMOOTH, ImageFilter.BLUR))
-        )
-    if glyph.look != "printed":
-        ink = _wobble(ink, rng, rng.choice((2, 3, 4)), rng.randint(3, 8))
-    shear, turn = rng.randint(-35, 35) / 100, math.radians(rng.randint(-12, 12))
-    c, s = math.cos(turn), math.sin(turn)
-    a, b, d, e = c, -s + shear, s, c
-    ink = ink.transform((96, 96), Image.Transform.AFFINE, (a, b, 48 - 48 * (a + b), d, e, 48 - 48 * (d + e)),
-                        Image.Resampling.BILINEAR)  # fmt: skip
-    return ink.filter(ImageFilter.GaussianBlur(rng.choice((1, 2, 2, 3)))).point(lambda v: 255 if v > 80 else 0)
-
-
-def _glyph_mask(glyph):
-    """Coverage of the glyph, "L" 64x64. "pixelated": counts of ink in 8x8 cells, as scanned forms are stored."""
-    rng = random.Random(glyph.seed)
-    ink = _hand(glyph, rng)
-    ink = ink.crop(ink.getbbox() or (0, 0, 96, 96))
-    high = 64 if glyph.look == "pixelated" else rng.randint(26, 58)
-    wide = min(54, max(high // 5, high * ink.width * rng.randint(75, 115) // (ink.height * 100)))
-    ink = ink.resize((wide, high), Image.Resampling.BOX)
-    sheet = Image.new("L", (SIDE, SIDE))
-    slack = (SIDE - wide, SIDE - high)
-    centred = glyph.look == "pixelated" or rng.random() < 0.5
-    reach = [min(s // 2, 3) if centred else s // 2 for s in slack]
-    sheet.paste(ink, tuple(s // 2 + rng.randint(-r, r) for s, r in zip(slack, reach)))
-    if glyph.look == "pixelated":
-        sheet = sheet.resize((8, 8), Image.Resampling.BOX).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    elif rng.random() < 0.3:
-        low = rng.choice((12, 16, 24))
-        sheet = sheet.resize((low, low), Image.Resampling.BOX).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return sheet
-
-
 def draw(scene: Scene) -> np.ndarray:
     """The scene's image, uint8 [64, 64, 3]."""
     if scene.glyph:
         image = Image.new("RGB", (SIDE, SIDE), scene.rgb)
-        image.paste(scene.glyph.rgb, mask=_glyph_mask(scene.glyph))
+        image.paste(scene.glyph.rgb, mask=coverage(scene.glyph, SIDE))
     else:
         image = Image.new("RGB", (SIDE * FINE, SIDE * FINE), scene.rgb)
         for o in scene.objects:
@@ -364,7 +254,7 @@ def _a(phrase):
 def phrase(o: Object, rng: random.Random) -> str:
     """The object in words: mostly colour and kind, sometimes size, rarely its fill."""
     words = [o.size] if rng.random() < 0.2 else []
-    words += [o.fill] if rng.random() < 0.1 else []
+    words += [o.fill] if rng.random() < 0.15 else []
     words += [o.colour] if rng.random() < 0.9 else []
     return _a(" ".join([*words, o.kind if rng.random() < 0.92 else "shape"]))
 
