@@ -189,9 +189,7 @@ def test_random_crop_draws_from_its_generator_and_flips():
     box = transforms.random_box(*img.size, np.random.default_rng(3), (0.08, 1), (3 / 4, 4 / 3))
     straight = transforms.random_crop(img, 16, np.random.default_rng(3), flip=0)
     np.testing.assert_array_equal(straight, transforms.resized_crop(img, box, 16))
-    np.testing.assert_array_equal(
-        transforms.random_crop(img, 16, np.random.default_rng(3), flip=1), straight[:, ::-1]
-    )
+    np.testing.assert_array_equal(transforms.random_crop(img, 16, np.random.default_rng(3), flip=1), straight[:, ::-1])
     rng = np.random.default_rng(0)
     flipped = [transforms.random_crop(img, 8, rng, scale=(1, 1), ratio=(1.5, 1.5))[0, 0, 0] for _ in range(200)]
     assert len(set(flipped)) == 2 and 70 < flipped.count(flipped[0]) < 130
