@@ -6,6 +6,7 @@ split files) is found with `beside` and is no case of its own.
 """
 
 import fnmatch
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -41,13 +42,20 @@ def find(folder):
 
 
 def gather(folders):
-    """The cases of several folders: each path once, ids made unique by a number -> list of Case."""
+    """The cases of several folders: a case and its copies once, ids made unique by a number -> list of Case."""
     unique, seen = {}, {}
     for case in (case for folder in folders for case in find(folder)):
-        if case.path not in unique:
+        content = digest(case.path)
+        if content not in unique:
             seen[case.id] = n = seen.get(case.id, 0) + 1
-            unique[case.path] = case if n == 1 else case._replace(id=f"{case.id}-copy{n}")
+            unique[content] = case if n == 1 else case._replace(id=f"{case.id}-other{n}")
     return list(unique.values())
+
+
+def digest(path):
+    """What tells a case from another: its name and the content of its files."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return path.name, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)
 
 
 def claimed(case, patterns):

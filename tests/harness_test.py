@@ -46,7 +46,8 @@ def repo(pytester, monkeypatch):
     (pytester.path / "tests" / "some_test.py").write_text(TESTS)
     write(pytester.path / "tests/goldens/clip/dance/slow/case.json", {"format": "clip 1", "method": "dance"})
     more = pytester.path / "more"
-    write(more / "clip/dance/slow/case.json", {"format": "clip 1", "method": "dance"})
+    write(more / "clip/dance/slow/case.json", {"format": "clip 1", "method": "dance", "seed": 2})
+    write(more / "copy/dance/slow/case.json", {"format": "clip 1", "method": "dance"})  # of the repository's own
     write(more / "clip/song/loud/case.json", {"format": "clip 1", "method": "song"})
     write(more / "clip/song/loud/inner.json", {})  # inside a case: none of its own
     write(more / "clip/vocab.json", {})  # a companion
@@ -70,7 +71,7 @@ def test_a_directory_adds_its_cases_and_lists_the_kinds_nobody_claims(repo):
     result = run(repo, "--goldens=more", "-k", "golden")
     result.assert_outcomes(passed=3, deselected=2)
     result.stdout.fnmatch_lines(
-        ["*test_golden_dance?dance/slow-copy2? PASSED*", "*test_golden_steps?protocol/steps_a? PASSED*",
+        ["*test_golden_dance?dance/slow-other2? PASSED*", "*test_golden_steps?protocol/steps_a? PASSED*",
          "*golden cases of a kind not built yet*", "clip/song: song/loud", "other.json: protocol/other", "2 cases*"]
     )
 

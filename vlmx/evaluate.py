@@ -57,6 +57,8 @@ def image_batches(split, transform, batch, **reading):
 def scores(said, labels, classnames, weight):
     """One seed's results on one part: accuracy and macro F1, accuracy per class, confusion matrix (true, said)."""
     matrix = accuracy.confusion(labels, said, len(classnames), weight)
-    per_class = dict(zip(classnames, (None if np.isnan(a) else float(a) for a in accuracy.per_class(matrix)), strict=True))
+    twice = {name for name in classnames if classnames.count(name) > 1}  # ImageNet has two "missile"
+    names = [f"{name} ({i})" if name in twice else name for i, name in enumerate(classnames)]
+    per_class = {name: None if np.isnan(a) else float(a) for name, a in zip(names, accuracy.per_class(matrix), strict=True)}
     numbers = accuracy.scores(labels, said, weight)
     return {k: float(numbers[k]) for k in ("accuracy", "macro_f1")}, per_class, matrix.tolist()

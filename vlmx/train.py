@@ -189,8 +189,8 @@ def cell(world, name, protocol, method, problem, number):
         groups.setdefault(len(rows), []).append(s)
     fitted = {}
     for group in groups.values() if method.init is not methods.no_init else ():
-        suffix = "" if len(groups) == 1 else "-seeds_" + "_".join(str(config.seeds[s]) for s in group)
-        v = fit(world, f"{name}-{protocol}{suffix}", method, recipe, consts, problem, group, meta, folder / "steps")
+        steps = "steps" if len(groups) == 1 else "steps-" + "_".join(str(config.seeds[s]) for s in group)
+        v = fit(world, f"{name}-{protocol}", method, recipe, consts, problem, group, meta, folder / steps)
         if method.finalize:
             v = search(world, method, v, consts, problem, group)
         fitted |= {s: jax.tree.map(lambda a, i=i: a[i], v) for i, s in enumerate(group)}
@@ -216,15 +216,11 @@ def cell(world, name, protocol, method, problem, number):
                 "accuracy" if prefix else part_name: numbers["accuracy"],
                 "macro_f1" if prefix else f"{part_name}_macro_f1": numbers["macro_f1"],
             }
-            outcome["per_class"][part_name], outcome["confusion"][part_name] = per_class, matrix
-        rows = report.pick_mistakes(said[0], p[0], truth, weight=weight)
-        pictures = [transforms.decode(world.dataset.test.images[part.index[i]], world.dataset.upright) for i in rows]
-        named = [
-            {"run": number, "seed": seeds[0], "part": part_name, "true": classes.classnames[truth[i]],
-             "said": classes.classnames[said[0, i]], "p": float(p[0, i])}
-            for i in rows
-        ]  # fmt: skip
-        mistakes += report.save_mistakes(workdir, pictures, named)
+            outcome["per_class"][part_name] = per_class
+            if s == 0 or len(part.labels) <= 200:  # a thousand classes squared, for every seed, is a file nobody opens
+                outcome["confusion"][part_name] = matrix
+        if logs.first_process():
+            mistakes += save_mistakes(world, part, classes, said[0], p[0], truth, weight, (number, seeds[0], part_name))
     for outcome in outcomes:
         if {"base", "new"} <= outcome["metrics"].keys():
             m = outcome["metrics"]
@@ -255,6 +251,19 @@ def cell(world, name, protocol, method, problem, number):
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
     say(f"{name}, {protocol}: {shown} ({trained:,} trained parameters, {100 * trained / total:.3g} %; {result['seconds']} s)")
     return result, mistakes
+
+
+def save_mistakes(world, part, classes, said, p, truth, weight, key):
+    """Pictures of the surest mistakes on a part of the test, one seed's: rows of results["mistakes"]."""
+    dataset, (run, seed, name) = world.dataset, key
+    rows = report.pick_mistakes(said, p, truth, weight=weight)
+    pictures = [transforms.decode(dataset.test.images[part.index[i]], dataset.upright) for i in rows]
+    entries = [
+        {"true": classes.classnames[truth[i]], "said": classes.classnames[said[i]], "p": float(p[i])} for i in rows
+    ]
+    return report.save_mistakes(
+        world.workdir, pictures, [{"run": run, "seed": seed, "part": name, **entry} for entry in entries]
+    )
 
 
 def fit(world, run, method, recipe, consts, problem, group, meta, folder):
@@ -311,7 +320,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     steps = train_steps(method, tx, total)
     stream = (pixel_stream if pixels else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
     logger = logs.Logs(world.workdir)
-    logger.begin(run, done - 1)
+    logger.begin(run, done, seeds=seeds)
     saved_at = done
     with logs.progress(total, run, start=done) as bar:
         for xs in stream:
@@ -390,15 +399,10 @@ def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):
     if config.data.augment == "crop":
         augment = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
     else:
-        augment = functools.partial(centered, size=size)
+        augment = world.transform
     batches = pipeline.train_batches(splits, augment, batch, seeds, start=start, stop=total, **world.reading)
     for b in batches:
         yield shard.pad({k: a[None] for k, a in b.items()}, 2, shard.rows(world.mesh))
-
-
-def centered(image, rng, size):
-    """The test transform where an augmentation is expected."""
-    return transforms.center(image, size)
 
 
 def search(world, method, v, consts, problem, group):

@@ -1,0 +1,264 @@
+"""What every method gets tested on: one table, a row per method (vlmx/methods/README.md says how to add one).
+
+Backbones are small and random, of different widths and depths; data are random; what is held is the machinery.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden_tools import tokenizer
+
+from vlmx import checkpoint, evaluate, partition, shard
+from vlmx import method as methods
+from vlmx.models.clip import Clip, ClipConfig, ResNet, Text, ViT, init_params
+from vlmx.train import train_steps
+
+METHODS = {
+    "zero_shot": ("zero_shot", {}),
+    "zero_shot_ensemble": ("zero_shot", {"templates": "ensemble"}),
+    "linear_probe": ("linear_probe", {"max_iter": 50}),
+    "coop": ("coop", {"n_ctx": 3}),
+    "coop_words": ("coop", {"ctx_init": "a photo of a", "class_token_position": "middle"}),
+    "coop_csc": ("coop", {"n_ctx": 3, "csc": True, "class_token_position": "front"}),
+}
+TEXT = {"context": 20, "vocab": 512, "bos": 510, "eot": 511}
+CONFIGS = {
+    "vit": ClipConfig(24, ViT(32, 2, 1, 64, image_size=16, patch=8), Text(32, 2, 1, 64, **TEXT)),
+    "vit_deep": ClipConfig(40, ViT(48, 3, 2, 96, image_size=24, patch=6), Text(24, 4, 2, 48, act="gelu", **TEXT)),
+    "resnet": ClipConfig(16, ResNet(32, 4, (1, 1, 1, 1), 2), Text(32, 2, 1, 64, **TEXT)),
+}
+CLASSES = ("cat", "oak tree", "sports_car", "dog")
+OTHERS = ("red bird", "boat", "clock")
+SEEDS = (1, 2)
+M, B = 8, 8  # training images of a seed, images of a batch
+
+
+@functools.cache
+def backbone(name, **changes):
+    config = CONFIGS[name]
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(7))
+    config = dataclasses.replace(config, **changes)
+    return Clip(jax.tree.map(lambda a: a.astype(config.param_dtype), params), config)
+
+
+def task(classnames=CLASSES):
+    templates = ("a photo of a {}.",)
+    words = tokenizer(__file__.rsplit("/", 1)[0] + "/goldens/clip/case", 20)
+    return methods.Task(classnames, templates, ("art of the {}.", *templates), words)
+
+
+def pictures(model, seeds=SEEDS):
+    """Training images and labels of each seed: uint8 (S, M, H, W, 3), (S, M)."""
+    side = model.config.vision.image_size
+    rng = [np.random.default_rng(seed) for seed in seeds]
+    images = np.stack([r.integers(0, 256, (M, side, side, 3), np.uint8) for r in rng])
+    return images, np.stack([np.arange(M, dtype=np.int32) % len(CLASSES) for _ in seeds])
+
+
+@functools.cache
+def encoded(model_name, seeds=SEEDS):
+    model = backbone(model_name)
+    images, _ = pictures(model, seeds)
+    return np.stack([np.asarray(jax.jit(lambda m, x: m.image(x))(model, x)) for x in images])
+
+
+def fit(row, model_name="vit", seeds=SEEDS, devices=1, K=4, live=False, model=None):
+    """K steps of a method for all seeds at once: (method, model, consts, start, end, losses)."""
+    model = model or backbone(model_name)
+    name, hyper = METHODS[row]
+    method = methods.make(name, **hyper)
+    mesh = shard.make_mesh(devices=jax.devices()[:devices])
+    model = jax.device_put(model, shard.on(mesh))
+    consts = method.setup(model, task())
+    images, label = pictures(model, seeds)
+    support = shard.put(mesh, {"features": encoded(model_name, seeds), "label": label}, "seed")
+    keys = jnp.stack([jax.random.key(s) for s in seeds])
+    start = jax.jit(jax.vmap(lambda k, s: method.init(k, model, consts, s)))(keys, support)
+    if not jax.tree.leaves(start["train"]):
+        return method, model, consts, start, start, np.zeros(1)
+    tx = optax.sgd(0.05, 0.9)
+    state = {**start, "opt": jax.vmap(tx.init)(start["train"]), "step": jnp.zeros((), jnp.int32)}
+    xs = {"index": np.tile(np.arange(B, dtype=np.int32), (K, len(seeds), 1)), "weight": np.ones((K, len(seeds), B), np.float32)}
+    if live:
+        xs |= {"image": np.tile(images[None], (K, 1, 1, 1, 1, 1)), "label": np.tile(label[None], (K, 1, 1))}
+    xs = shard.put(mesh, xs, None, "seed", shard.ROWS)
+    state = jax.tree.map(jnp.copy, state)  # it is donated
+    state, metrics = train_steps(method, tx, K)(state, model, consts, None if live else support, xs, keys)
+    return method, model, consts, start, {k: state[k] for k in ("train", "fixed")}, np.asarray(metrics["loss"])
+
+
+def logits(method, v, model, consts, s=0):
+    """What the first seed says of its own images, from pixels."""
+    images, _ = pictures(model)
+    one = jax.tree.map(lambda a: a[s], v)
+    batch = {"image": jnp.asarray(images[s]), "weight": jnp.ones(M)}
+    return np.asarray(jax.jit(method.apply)(one, model, consts, batch, None, False)["logits"])
+
+
+def close(a, b, tol=1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+        assert np.abs(x - y).max() <= tol * max(np.abs(y).max(), 1e-3)
+
+
+def tuned_by_gradient(row):
+    return row.startswith("coop")
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_frozen_weights_are_bitwise_unchanged_and_the_tuned_part_moves(row):
+    before = jax.tree.map(np.asarray, backbone("vit").params)
+    _, model, _, start, end, losses = fit(row)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(model.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.isfinite(losses).all()
+    if tuned_by_gradient(row):
+        assert losses[-1].mean() < losses[0].mean()
+        assert all((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (start["train"], end["train"])), strict=True))
+
+
+@pytest.mark.parametrize("row", [r for r in METHODS if tuned_by_gradient(r)])
+def test_every_tuned_parameter_gets_a_finite_gradient(row):
+    method, model, consts, start, _, _ = fit(row)
+    images, label = pictures(model)
+    batch = {"image": jnp.asarray(images[0]), "label": jnp.asarray(label[0]), "weight": jnp.ones(M)}
+    one = jax.tree.map(lambda a: a[0], start)
+
+    def loss(train):
+        return method.loss(method.apply({**one, "train": train}, model, consts, batch, None, True), batch)[0]
+
+    for g in jax.tree.leaves(jax.jit(jax.grad(loss))(one["train"])):
+        assert np.isfinite(g).all() and np.abs(g).max() > 0
+
+
+@pytest.mark.parametrize("row", [r for r in METHODS if tuned_by_gradient(r)])
+def test_seeds_side_by_side_equal_separate_runs(row):
+    both = fit(row)[4]
+    for s, seed in enumerate(SEEDS):
+        close(jax.tree.map(lambda a, s=s: a[s], both), jax.tree.map(lambda a: a[0], fit(row, seeds=(seed,))[4]))
+
+
+@pytest.mark.parametrize("row", [r for r in METHODS if tuned_by_gradient(r)])
+def test_eight_devices_equal_one(row):
+    close(fit(row, devices=8)[4], fit(row)[4])
+
+
+@pytest.mark.parametrize("row", [r for r in METHODS if tuned_by_gradient(r)])
+def test_stored_features_equal_live_encoding(row):
+    close(fit(row, live=True)[4], fit(row)[4])
+
+
+@pytest.mark.parametrize("row", METHODS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_backbones_of_other_sizes_and_other_classes(row, name):
+    method, model, consts, _, end, _ = fit(row, name, K=1)
+    assert logits(method, end, model, consts).shape == (M, len(CLASSES))
+    if method.carries:
+        assert logits(method, end, model, method.setup(model, task(OTHERS))).shape == (M, len(OTHERS))
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_saved_and_loaded_it_says_the_same(row, tmp_path):
+    method, model, consts, _, end, _ = fit(row)
+    one = jax.tree.map(lambda a: a[0], end)
+    checkpoint.export(tmp_path, one, {"method": row})
+    loaded, meta = checkpoint.load(tmp_path, jax.eval_shape(lambda: one))
+    assert meta == {"method": row}
+    stacked = jax.tree.map(lambda a: a[None], loaded)
+    np.testing.assert_array_equal(logits(method, stacked, model, consts), logits(method, end, model, consts))
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_bfloat16_is_close_to_float32(row):
+    method, model, consts, _, end, _ = fit(row)
+    half = backbone("vit", dtype="bfloat16", param_dtype="bfloat16")
+    got = logits(method, end, half, method.setup(half, task()))
+    want = logits(method, end, model, consts)
+    assert got.dtype == np.float32 and np.abs(got - want).max() <= 0.05 * max(np.abs(want).max(), 1)
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_scanned_layers_equal_a_loop_and_remat_changes_nothing(row):
+    method, model, consts, _, end, _ = fit(row)
+    want = logits(method, end, model, consts)
+    for change in ({"unroll": True}, {"remat": True}):
+        other = backbone("vit", **change)
+        np.testing.assert_allclose(logits(method, end, other, method.setup(other, task())), want, rtol=1e-5, atol=1e-5)
+    close(fit(row, model=backbone("vit", remat=True))[4], end)
+
+
+@pytest.mark.parametrize("row", METHODS)
+@pytest.mark.filterwarnings("error")
+def test_no_warnings(row):
+    method, model, consts, start, end, _ = fit(row, K=2)
+    if method.finalize:
+        images, label = pictures(model)
+        one = jax.tree.map(lambda a: a[0], start)
+        method.finalize(one, model, consts, {"features": encoded("vit")[0], "label": label[0]})
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_padded_rows_change_neither_training_nor_predictions(row):
+    method, model, consts, _, end, _ = fit(row)
+    x = encoded("vit")[0]
+    mesh = shard.make_mesh(devices=jax.devices()[:1])
+
+    def said(batch):
+        batches = evaluate.feature_batches(x, np.ones(M, np.float32), batch)
+        return evaluate.predict(method, end, model, consts, batches, M, mesh)
+
+    for a, b in zip(said(M), said(3), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    out = {"logits": jnp.asarray(logits(method, end, model, consts))}
+    label, weight = jnp.arange(M) % len(CLASSES), jnp.ones(M)
+    more = {"logits": jnp.concatenate([out["logits"], jnp.full((3, len(CLASSES)), 9.0)])}
+    padded = {"label": jnp.concatenate([label, jnp.zeros(3, int)]), "weight": jnp.concatenate([weight, jnp.zeros(3)])}
+    close(method.loss(more, padded), method.loss(out, {"label": label, "weight": weight}), 1e-6)
+
+
+def full_fine_tuning(model):
+    """The upper reference: every weight of the backbone is tuned (not yet one of the package's methods)."""
+
+    def apply(v, model, consts, batch, rng=None, train=False):
+        txt = model.text(model.tokens(consts["ids"]), consts["eot"])
+        return {"logits": model.logits(model.image(batch["image"]), txt)}
+
+    def setup(model, task):
+        ids, eot = methods.cut(model, jnp.asarray(task.tokenize(*methods.prompts(task, task.templates))))
+        return {"ids": ids, "eot": eot}
+
+    return methods.Method(apply=apply, setup=setup, needs="pixels", trains=(".*",))
+
+
+def compiled_step(method, model, tx, train):
+    """One compiled step of one seed on B images read as pixels: (its FLOPs, the state it keeps)."""
+    consts = method.setup(model, task())
+    images, label = pictures(model, (1,))
+    state = {"train": train, "fixed": {}, "opt": jax.vmap(tx.init)(train), "step": jnp.zeros((), jnp.int32)}
+    xs = {"image": images[None], "label": label[None], "weight": np.ones((1, 1, M), np.float32)}
+    keys = jnp.stack([jax.random.key(1)])
+    lowered = train_steps(method, tx, 1).lower(state, model, consts, None, xs, keys)
+    return lowered.compile().cost_analysis()["flops"], state
+
+
+def test_frozen_weights_cost_no_gradient_and_no_optimiser_state():
+    # Unrolled, because the compiler's cost analysis counts the body of a loop once.
+    config = ClipConfig(
+        32, ViT(64, 3, 1, 256, image_size=48, patch=8), Text(32, 2, 1, 128, **TEXT), unroll=True
+    )
+    model = Clip(init_params(config, jax.random.key(0)), config)
+    tx = optax.adam(1e-3)
+    method = methods.make("coop", n_ctx=4)
+    v = method.init(jax.random.key(0), model, method.setup(model, task()), {})
+    tuned = jax.tree.map(lambda a: a[None], v["train"])
+    coop_flops, state = compiled_step(method, model, tx, tuned)
+    everything, _ = partition.split(model.params, [(".*", True)])
+    full, _ = compiled_step(full_fine_tuning(model), model, tx, {"backbone": jax.tree.map(lambda a: a[None], everything)})
+    assert coop_flops <= 0.55 * full, f"CoOp {coop_flops:.3g} of {full:.3g} FLOPs: {coop_flops / full:.2f}"
+    moments = partition.count(state["opt"]) - 1  # Adam's step counter
+    assert moments == 2 * partition.count(tuned) == 2 * 4 * 32

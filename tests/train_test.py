@@ -1,0 +1,234 @@
+"""Whole runs on the embedded digits: what they leave, how they resume, what they compile, what they refuse."""
+
+import importlib
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlmx import checkpoint, train
+from vlmx.errors import UserError
+
+
+def config(arg="coop,seeds=2,n_ctx=2", name="digits", **fields):
+    c = importlib.import_module(f"configs.{name}").get_config(arg)
+    c.protocols = ("few_shot",)
+    c.shots = 2
+    c.eval_batch = 128
+    if "coop" in c.recipe:
+        c.recipe.coop.update(epochs=4, batch=8)
+    c.steps_per_call, c.checkpoint_every = 2, 2
+    for path, value in fields.items():
+        node, _, leaf = path.rpartition("__")
+        (c[node] if node else c)[leaf] = value
+    return c
+
+
+def tuned(workdir):
+    return {p.relative_to(workdir): p.read_bytes() for p in sorted(workdir.rglob("tuned.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of all methods under both protocols."""
+    workdir = tmp_path_factory.mktemp("run")
+    c = config("zero_shot,linear_probe,coop,seeds=2,n_ctx=2")
+    c.protocols = ("few_shot", "base_to_new")
+    return c, workdir, train.run(c, workdir)
+
+
+def test_what_a_run_leaves(finished):
+    _, workdir, results = finished
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+    cells = [(r["method"], r["protocol"]) for r in results["runs"]]
+    assert cells == [(m, p) for m in ("zero_shot", "linear_probe", "coop") for p in ("few_shot", "base_to_new")]
+    zero, _, probe, probe_new, coop, coop_new = results["runs"]
+    assert zero["summary"]["accuracy"]["mean"] == results["reference"]["accuracy"]
+    assert zero["trained_params"] == 0 and [s["seed"] for s in zero["seeds"]] == [None]
+    assert "new" not in probe_new["summary"] and "cannot be carried" in probe_new["notes"][0]
+    assert set(coop_new["summary"]) >= {"base", "new", "hm", "base_macro_f1"}
+    for run in (probe, coop):
+        assert [s["seed"] for s in run["seeds"]] == [1, 2] and run["summary"]["accuracy"]["n"] == 2
+    assert coop["trained_params"] == 2 * 128 and coop["curve"]["step"] and coop["images"] == "features"
+    for s in coop_new["seeds"]:
+        b, n = s["metrics"]["base"], s["metrics"]["new"]
+        assert s["metrics"]["hm"] == pytest.approx(2 * b * n / (b + n))
+        assert sum(map(sum, s["confusion"]["base"])) + sum(map(sum, s["confusion"]["new"])) == results["dataset"]["n_test"]
+    for name in ("report.html", "config.json", "metrics.jsonl", "few_shot/few_shot-seed_1.json"):
+        assert (workdir / name).stat().st_size > 0
+    assert list(workdir.glob("tensorboard/coop-few_shot/seed1/events*"))
+    assert list(workdir.glob("coop-few_shot/steps/*"))
+    assert len(tuned(workdir)) == 2 * 2 * 2
+    lists = json.loads((workdir / "few_shot/few_shot-seed_2.json").read_text())
+    assert len(lists["train"]) == 20 and len(lists["val"]) == 20
+
+
+def test_the_base_images_of_a_seed_are_those_of_its_run_on_all_classes(finished):
+    _, workdir, _ = finished
+    everything, base = (
+        json.loads((workdir / f"few_shot/{p}-seed_1.json").read_text())["train"] for p in ("few_shot", "base_to_new")
+    )
+    assert len(base) == 10 and [name for name in everything if name in base] == base
+
+
+def test_shared_checkpoint_loads_and_names_what_it_is(finished):
+    _, workdir, results = finished
+    like = {"train": {"ctx": jax.ShapeDtypeStruct((2, 128), np.float32)}, "fixed": {}}
+    v, meta = checkpoint.load(workdir / "coop-few_shot/seed_1", like)
+    assert v["train"]["ctx"].shape == (2, 128)
+    assert meta["method"] == "coop" and meta["backbone"] == results["model"]["digest"] and len(meta["classes"]) == 10
+    like["train"]["ctx"] = jax.ShapeDtypeStruct((4, 128), np.float32)
+    with pytest.raises(UserError, match=r"train/ctx: the file has \(2, 128\), the method needs \(4, 128\)"):
+        checkpoint.load(workdir / "coop-few_shot/seed_1", like)
+
+
+def test_a_finished_run_says_so_and_stops(finished, capsys):
+    c, workdir, results = finished
+    before = (workdir / "results.json").stat().st_mtime_ns
+    assert train.run(c, workdir) == json.loads(json.dumps(results))
+    assert "finished" in capsys.readouterr().out
+    assert (workdir / "results.json").stat().st_mtime_ns == before
+
+
+def test_a_workdir_of_another_config_is_refused(finished):
+    c, workdir, _ = finished
+    other = c.copy_and_resolve_references()
+    other.shots = 4
+    with pytest.raises(UserError, match="another config:\n  shots: there 2, now 4"):
+        train.run(other, workdir)
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch, at):
+    whole = train.run(config(), tmp_path / "whole")
+    real = checkpoint.save
+
+    def save_then_die(checkpoints, step, state, meta):
+        real(checkpoints, step, state, meta)
+        if step == at:
+            checkpoints.wait_until_finished()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config(), tmp_path / "cut")
+    assert not (tmp_path / "cut/results.json").exists()
+    monkeypatch.setattr(checkpoint, "save", real)
+    again = train.run(config(), tmp_path / "cut")
+    assert again["runs"][0]["seeds"] == whole["runs"][0]["seeds"]
+    assert again["runs"][0]["curve"] == whole["runs"][0]["curve"]
+    assert tuned(tmp_path / "cut") == tuned(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_method_is_refused_with_both_values(tmp_path):
+    checkpoints = checkpoint.manager(tmp_path)
+    state = {"train": {"a": np.ones(2, np.float32)}}
+    checkpoint.save(checkpoints, 1, state, {"method": "coop", "backbone": "abc"})
+    checkpoints.wait_until_finished()
+    assert checkpoint.restore(checkpoints, state, {"method": "coop", "backbone": "abc"})["train"]["a"].tolist() == [1, 1]
+    with pytest.raises(UserError, match="backbone: the checkpoint has 'abc', this run asks for 'abd'"):
+        checkpoint.restore(checkpoints, state, {"method": "coop", "backbone": "abd"})
+
+
+def compilations(c, workdir):
+    """How often the training call and the test call were compiled in a run."""
+    names = []
+    listener = lambda event, duration, **kw: names.append(kw.get("fun_name")) if "backend_compile" in event else None
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        train.run(c, workdir)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    return names.count("call"), names.count("_predict"), names.count("_encode")
+
+
+def test_nothing_is_compiled_again_between_epochs_splits_and_seeds(tmp_path):
+    few = compilations(config(), tmp_path / "few")
+    c = config("coop,seeds=3,n_ctx=2")
+    c.recipe.coop.epochs = 8
+    assert compilations(c, tmp_path / "many")[0] == few[0] == 1
+    assert few[1] == 2  # zero-shot before training, and the method itself; the last batch is padded to the same shape
+    assert few[2] <= 3  # a batch size for each split that is smaller than eval_batch
+
+
+def test_images_augmented_in_each_epoch_train_too(tmp_path):
+    c = config(data__augment="crop")
+    c.recipe.coop.epochs = 2
+    run = train.run(c, tmp_path)["runs"][0]
+    assert run["images"] == "pixels" and all(np.isfinite(x) for row in run["curve"]["loss"] for x in row)
+
+
+def folder(root, broken=0):
+    """Two classes of people's own images, five each, `broken` of them unreadable."""
+    rng = np.random.default_rng(0)
+    for name in ("red", "blue"):
+        os.makedirs(root / name)
+        for i in range(10):
+            image = rng.integers(0, 60, (70, 80, 3), np.uint8)
+            image[..., 0 if name == "red" else 2] += 180
+            Image.fromarray(image).save(root / name / f"{i}.png")
+    for i in range(broken):
+        (root / "red" / f"{i}.png").write_bytes(b"")
+    return root
+
+
+def own(root, **fields):
+    c = config("zero_shot,coop,seeds=1,n_ctx=2", name="folder", data__root=str(root), model__name="tiny_clip", **fields)
+    return c
+
+
+def test_a_folder_of_ones_own_images(tmp_path):
+    results = train.run(own(folder(tmp_path / "images")), tmp_path / "run")
+    assert results["dataset"]["classnames"] == ["blue", "red"]
+    assert results["dataset"]["notes"] and list((tmp_path / "run").glob("*.csv"))
+
+
+def test_unreadable_images_stop_the_run_with_their_list_or_are_counted(tmp_path):
+    root = folder(tmp_path / "images", broken=10)
+    with pytest.raises(UserError, match=r"0\.png: the file is empty"):
+        train.run(own(root), tmp_path / "stop")
+    for i in range(4, 10):  # a class needs images that can be read
+        (root / "red" / f"{i}.png").write_bytes((root / "blue" / f"{i}.png").read_bytes())
+    results = train.run(own(root, data__bad_images="skip", shots=-1), tmp_path / "skip")
+    assert results["dataset"]["unreadable"] == 4
+    assert sum("left out" in note for note in results["dataset"]["notes"]) == 4
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
+    c = config()
+    c.recipe.coop.optimizer.lr = 1e38
+    with pytest.raises(UserError, match="not finite for seed"):
+        train.run(c, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"protocols": ("few_shots",)}, "Did you mean 'few_shot'"),
+        ({"methods": ("coopp",)}, "Did you mean 'coop'"),
+        ({"data__name": "digit"}, "Did you mean 'digits'"),
+        ({"data__augment": "crops"}, "Did you mean 'crop'"),
+        ({"model__dtype": "float16"}, "Valid: bfloat16, float32"),
+        ({"seeds": (1, 1)}, "different numbers"),
+        ({"shots": 0}, "positive number"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_any_weight_is_loaded(tmp_path, monkeypatch, change, said):
+    monkeypatch.setattr(train.zoo, "load", None)
+    with pytest.raises(UserError, match=said):
+        train.run(config(**change), tmp_path)
+
+
+def test_a_wrong_optimiser_option_or_hyper_parameter_is_refused_by_name(tmp_path):
+    c = config()
+    c.recipe.coop.optimizer.momentun = 0.9
+    with pytest.raises(UserError, match="Did you mean 'momentum'"):
+        train.run(c, tmp_path)
+    c = config()
+    c.recipe.coop.hyper.n_ctxt = 4
+    with pytest.raises(UserError, match="Did you mean 'n_ctx'"):
+        train.run(c, tmp_path)
