@@ -19,6 +19,6 @@ def get_config(arg=""):
     config.rate, config.warmup, config.decay = 1.5e-3, 150, 0.1
     config.log_every = 20
     if arg == "smoke":
-        config.data.update(views=400, workers=1)
+        config.data.update(views=300, workers=0)
         config.batch, config.steps = 32, 4
     return config

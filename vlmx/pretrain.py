@@ -5,8 +5,6 @@
 
 import functools
 import json
-import multiprocessing
-import random
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import optax
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from vlmx import logs, method
-from vlmx.data import embedded, scenes, tokenizer, transforms
+from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
 from vlmx.models import convert
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
 
@@ -27,11 +25,20 @@ def run(config, workdir):
     """Everything from nothing to `workdir/clip`, a Hugging Face directory; returns what pretrain.json says."""
     workdir, began = Path(workdir), time.monotonic()
     folder = workdir / "clip"
+    if (folder / "pretrain.json").exists():
+        logs.say(f"{workdir} holds a finished pre-training; give another --workdir to train again")
+        return json.loads((folder / "pretrain.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------- data: drawn once, then held as uint8
     logs.say(f"drawing {config.data.views} scenes in {config.data.workers} processes")
-    images, captions = views(config.data)
+    d = config.data
+    parts, bar = [], logs.progress(d.views, "drawing", unit="view")
+    with bar:
+        for part in pairs.views(d.seed, d.views, d.captions, d.glyphs, d.workers):
+            parts.append(part)
+            bar.update(len(part[0]))
+    images, captions = (np.concatenate(column) for column in zip(*parts))
     write_tokenizer(folder, captions[:, 0], config.text.vocab)
     words = tokenizer.load(folder, config.data.length, config.text.vocab)
     ids = words(captions.ravel(), truncate=True).reshape(*captions.shape, -1)  # [n, captions, T]
@@ -64,19 +71,19 @@ def run(config, workdir):
     logs.say(f"training {count:,} parameters for {total} steps of {config.batch} pairs")
     with logs.Logs(workdir) as log, logs.progress(total, "pre-training") as bar:
         log.begin("contrastive")
-        for i, batch in enumerate(batches(images, ids, config.batch, total, config.seed)):
+        for i, batch in enumerate(pairs.batches(images, ids, config.batch, total, config.seed)):
             v, state, metrics = step(v, state, i, batch)
             bar.update()
             if i % config.log_every == 0 or i == total - 1:
                 log.write(i, metrics)
                 bar.set_postfix(loss=f"{metrics['loss']:.2f}", accuracy=f"{metrics['accuracy']:.0f}")
 
-    # ---------------------------------------------------------------- zero-shot on the benchmarks, and the checkpoint
+    # ---------------------------------------------------------------- the checkpoint, and zero-shot on the benchmarks
+    convert.save_hf(folder, shape, v["train"])
     model = model.replace(params=v["train"])
     figures = {name: round(zero_shot(model, embedded.load(name), words), 2) for name in embedded.NAMES}
     for name, accuracy in figures.items():
         logs.say(f"zero-shot {name:18s} {accuracy:6.2f} %")
-    convert.save_hf(folder, shape, v["train"])
     made = {
         "command": "python -m vlmx.main --config configs/pretrain_clip.py --workdir DIR",
         "config": config.to_dict(), "parameters": count, "minutes": round((time.monotonic() - began) / 60, 1),
@@ -85,51 +92,6 @@ def run(config, workdir):
     (folder / "pretrain.json").write_text(json.dumps(made, indent=2) + "\n")
     logs.say(f"written to {folder} in {made['minutes']} minutes")
     return made
-
-
-# ------------------------------------------------------------------------------------------------ data
-
-
-def views(data):
-    """`data.views` scenes: images uint8 `(n, 64, 64, 3)` and captions, str `(n, data.captions)`."""
-    part = functools.partial(_views, data.seed, data.glyphs, data.captions)
-    starts = range(0, data.views, 500)
-    parts = []
-    bar = logs.progress(data.views, "drawing", unit="view")
-    with multiprocessing.get_context("spawn").Pool(data.workers) as pool, bar:
-        for images, captions in pool.imap(part, [(s, min(s + 500, data.views)) for s in starts]):
-            parts.append((images, captions))
-            bar.update(len(images))
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
-def _views(seed, glyphs, captions, span):
-    images, said = [], []
-    for i in range(*span):
-        rng = random.Random(f"pretrain/{seed}/{i}")
-        scene = scenes.sample(rng, glyphs)
-        images.append(scenes.draw(scene))
-        said.append([scenes.caption(scene, rng) for _ in range(captions)])
-    return np.stack(images), np.array(said)
-
-
-def batches(images, ids, size, steps, seed):
-    """`steps` batches, in a new order each epoch; each time with any of an image's captions, moved by a few pixels."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    order = np.empty(0, int)
-    for _ in range(steps):
-        if len(order) < size:
-            order = np.concatenate([order, rng.permutation(len(images))])
-        rows, order = order[:size], order[size:]
-        said = rng.integers(0, ids.shape[1], size)
-        yield {"image": _moved(images[rows], rng), "ids": ids[rows, said]}
-
-
-def _moved(images, rng, most=3):
-    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
-    side = images.shape[1]
-    dy, dx = rng.integers(0, 2 * most + 1, (2, len(images)))
-    return np.stack([p[y : y + side, x : x + side] for p, y, x in zip(padded, dy, dx)])
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -181,7 +143,8 @@ def _is_kernel(params):
 def zero_shot(model, dataset, words, batch=256):
     """Zero-shot accuracy in percent on the test split, by the zero-shot method."""
     classify = method.make("zero_shot")
-    consts = classify.setup(model, method.Task(dataset.classnames, dataset.templates, words))
+    task = method.Task(dataset.classnames, dataset.templates, ensemble=(), tokenize=words)
+    consts = classify.setup(model, task)
     predict = jax.jit(lambda model, image: classify.apply({}, model, consts, {"image": image})["logits"].argmax(-1))
     size = model.config.vision.image_size
     images = np.stack([transforms.center(transforms.decode(image), size) for image in dataset.test.images])

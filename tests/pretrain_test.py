@@ -1,0 +1,66 @@
+"""Contrastive pre-training: the loss is CLIP's, the data are fixed by their seed, and what is written can be read."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import pretrain_clip
+from vlmx import method, pretrain
+from vlmx.data import pairs, tokenizer
+from vlmx.methods import contrastive
+from vlmx.models import convert
+from vlmx.models.clip import Clip
+
+
+def test_loss_is_symmetric_infonce():
+    logits = np.array([[2.0, 0.0], [1.0, 3.0]], np.float32)
+    log_softmax = [x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (logits, logits.T)]
+    expected = -np.mean([np.mean(np.diag(x)) for x in log_softmax])
+    loss, metrics = contrastive.loss({"logits": jnp.asarray(logits)}, {})
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert float(metrics["accuracy"]) == 100
+
+
+def test_temperature_stays_below_its_limit():
+    after = method.make("contrastive").after
+    v = {"train": {"logit_scale": jnp.asarray(9.0), "w": jnp.ones(2)}, "fixed": {}}
+    assert float(jnp.exp(after(v, 0, 1)["train"]["logit_scale"])) == pytest.approx(100, rel=1e-5)
+    v["train"]["logit_scale"] = jnp.asarray(2.0)
+    assert float(after(v, 0, 1)["train"]["logit_scale"]) == 2
+
+
+def test_batches_depend_on_the_seed_alone_and_go_through_all_images():
+    images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    ids = np.arange(20).reshape(10, 2, 1)
+    a, b, other = (list(pairs.batches(images, ids, 4, 5, seed)) for seed in (0, 0, 1))
+    assert all((x["image"] == y["image"]).all() and (x["ids"] == y["ids"]).all() for x, y in zip(a, b))
+    assert any((x["ids"] != y["ids"]).any() for x, y in zip(a, other))
+    rows = np.concatenate([x["image"][:, 0, 0, 0] for x in a])
+    assert np.bincount(rows, minlength=10).tolist() == [2] * 10  # 5 batches of 4 are two epochs of 10
+    for x in a:
+        assert (x["image"][:, 0, 0, 0] == x["ids"][:, 0] // 2).all()  # an image keeps its own captions
+
+
+def test_pairs_are_the_same_from_any_number_of_workers(monkeypatch):
+    monkeypatch.setattr(pairs, "CHUNK", 4)
+    here, there = (list(pairs.views(0, 10, 2, 0.5, workers)) for workers in (0, 2))
+    assert [len(images) for images, _ in here] == [4, 4, 2]
+    for (images, captions), (same, said) in zip(here, there, strict=True):
+        assert (images == same).all() and (captions == said).all()
+
+
+def test_a_run_ends_in_a_checkpoint_with_tokenizer_and_figures(tmp_path):
+    config = pretrain_clip.get_config("smoke")
+    config.vision.width, config.vision.layers = 64, 1
+    made = pretrain.run(config, tmp_path)
+    shape, params = convert.read(tmp_path / "clip")
+    words = tokenizer.load(tmp_path / "clip", shape.text.context, shape.text.vocab)
+    model = Clip(params, shape)
+    features = model.encode_text(jnp.asarray(words(["a red circle", "Käse 日本"])))
+    assert features.shape == (2, config.embed_dim) and jnp.isfinite(features).all()
+    assert sum(p.size for p in jax.tree.leaves(params)) == made["parameters"]
+    assert json.loads((tmp_path / "clip" / "pretrain.json").read_text()) == made
+    assert pretrain.run(config, tmp_path) == made  # finished: not trained again
