@@ -1,6 +1,6 @@
 """Caltech101 (Fei-Fei et al. 2004): 100 classes of objects.
 
-    python -m vlmx.main --config configs/caltech101.py --config.data.root=DATA
+python -m vlmx.main --config configs/caltech101.py --config.data.root=DATA
 """
 
 from configs import common

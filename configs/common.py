@@ -1,10 +1,11 @@
 """What the benchmark configs have in common: the fields, and the argument behind the colon of --config."""
 
 import ast
+import re
 
-from configs import recipes
 from ml_collections import ConfigDict
 
+from configs import recipes
 from vlmx.errors import UserError, unknown
 
 METHODS = ("zero_shot", "linear_probe", "coop")
@@ -68,7 +69,7 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
 
 def parse(arg):
     """`coop,n_ctx=4` -> (("coop",), {"n_ctx": 4}, smoke)."""
-    parts = [p for p in (arg or "").split(",") if p]
+    parts = [p for p in re.split(r",(?![^(\[]*[)\]])", arg or "") if p]  # not at the commas of a tuple
     methods = tuple(p for p in parts if "=" not in p and p != "smoke")
     settings = dict(p.split("=", 1) for p in parts if "=" in p)
     return methods, {k: literal(v) for k, v in settings.items()}, "smoke" in parts

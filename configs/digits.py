@@ -1,6 +1,6 @@
 """Handwritten digits: the UCI optical digits (real handwriting, 1,797 images) on the packaged tiny CLIP. No download.
 
-    python -m vlmx.main --config configs/digits.py
+python -m vlmx.main --config configs/digits.py
 """
 
 from configs import common

@@ -1,6 +1,6 @@
 """DTD (Cimpoi et al. 2014): 47 describable textures.
 
-    python -m vlmx.main --config configs/dtd.py --config.data.root=DATA
+python -m vlmx.main --config configs/dtd.py --config.data.root=DATA
 """
 
 from configs import common

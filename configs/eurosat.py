@@ -1,6 +1,6 @@
 """EuroSAT (Helber et al. 2019): 10 kinds of land use seen from a satellite.
 
-    python -m vlmx.main --config configs/eurosat.py --config.data.root=DATA
+python -m vlmx.main --config configs/eurosat.py --config.data.root=DATA
 """
 
 from configs import common

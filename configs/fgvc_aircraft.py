@@ -1,6 +1,6 @@
 """FGVCAircraft (Maji et al. 2013): 100 variants of aircraft.
 
-    python -m vlmx.main --config configs/fgvc_aircraft.py --config.data.root=DATA
+python -m vlmx.main --config configs/fgvc_aircraft.py --config.data.root=DATA
 """
 
 from configs import common

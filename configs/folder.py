@@ -2,8 +2,9 @@
 
     python -m vlmx.main --config configs/folder.py --config.data.root=DIR --config.model.name=ViT-B/16
 
-Class names are the folders'; --config.data.classnames=FILE gives others, --config.data.templates='("a photo of a {}.",)'
-other prompts. A split that is missing is made by a seeded rule and written to the workdir.
+Class names are the folders'; --config.data.classnames=FILE gives others, and
+--config.data.templates='("a picture of {}.",)' other prompts. A split that is missing is made by a seeded rule and
+written to the workdir.
 """
 
 from configs import common

@@ -1,6 +1,6 @@
 """Food101 (Bossard et al. 2014): 101 dishes.
 
-    python -m vlmx.main --config configs/food101.py --config.data.root=DATA
+python -m vlmx.main --config configs/food101.py --config.data.root=DATA
 """
 
 from configs import common

@@ -9,4 +9,7 @@ from configs import common
 
 def get_config(arg=None):
     """`configs/imagenet.py[:method,...][,key=value,...]`, see configs/common.py."""
-    return common.benchmark("imagenet", arg, methods=("zero_shot", "coop"))
+    config = common.benchmark("imagenet", arg, methods=("zero_shot", "coop"))
+    if "coop" in config.recipe:
+        config.recipe.coop.epochs = 50  # at every number of shots
+    return config

@@ -1,6 +1,6 @@
 """Objects: coloured things drawn by the embedded world, as named in the tiny CLIP's pre-training. No download.
 
-    python -m vlmx.main --config configs/objects.py
+python -m vlmx.main --config configs/objects.py
 """
 
 from configs import common

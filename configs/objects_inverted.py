@@ -1,6 +1,6 @@
 """Objects in inverted colours, a domain shift of `objects`. No download.
 
-    python -m vlmx.main --config configs/objects_inverted.py
+python -m vlmx.main --config configs/objects_inverted.py
 """
 
 from configs import common

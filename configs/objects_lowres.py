@@ -1,6 +1,6 @@
 """Objects at low resolution, a domain shift of `objects`. No download.
 
-    python -m vlmx.main --config configs/objects_lowres.py
+python -m vlmx.main --config configs/objects_lowres.py
 """
 
 from configs import common

@@ -1,6 +1,6 @@
 """Objects under heavy noise, a domain shift of `objects`. No download.
 
-    python -m vlmx.main --config configs/objects_noise.py
+python -m vlmx.main --config configs/objects_noise.py
 """
 
 from configs import common

@@ -1,6 +1,6 @@
 """Objects as outline sketches, a domain shift of `objects`. No download.
 
-    python -m vlmx.main --config configs/objects_sketch.py
+python -m vlmx.main --config configs/objects_sketch.py
 """
 
 from configs import common

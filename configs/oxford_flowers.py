@@ -1,6 +1,6 @@
 """Flowers102 (Nilsback and Zisserman 2008): 102 species of flowers.
 
-    python -m vlmx.main --config configs/oxford_flowers.py --config.data.root=DATA
+python -m vlmx.main --config configs/oxford_flowers.py --config.data.root=DATA
 """
 
 from configs import common

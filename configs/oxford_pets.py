@@ -1,6 +1,6 @@
 """OxfordPets (Parkhi et al. 2012): 37 breeds of cats and dogs.
 
-    python -m vlmx.main --config configs/oxford_pets.py --config.data.root=DATA
+python -m vlmx.main --config configs/oxford_pets.py --config.data.root=DATA
 """
 
 from configs import common

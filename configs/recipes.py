@@ -1,4 +1,4 @@
-"""Each method's published settings: optimiser, schedule, epochs, batch, hyper-parameters. The source stands beside them.
+"""Each method's published settings, with their source: optimiser, schedule, epochs, batch, hyper-parameters.
 
 A recipe's `hyper` are the arguments of the method's `make`; `base_to_new` replaces some of them in that protocol, where
 the paper does. `epochs` 0 means `epochs_by_shots`: pairs (up to so many shots, epochs).

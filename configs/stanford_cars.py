@@ -1,6 +1,6 @@
 """StanfordCars (Krause et al. 2013): 196 models of cars.
 
-    python -m vlmx.main --config configs/stanford_cars.py --config.data.root=DATA
+python -m vlmx.main --config configs/stanford_cars.py --config.data.root=DATA
 """
 
 from configs import common

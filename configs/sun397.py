@@ -1,6 +1,6 @@
 """SUN397 (Xiao et al. 2010): 397 scenes.
 
-    python -m vlmx.main --config configs/sun397.py --config.data.root=DATA
+python -m vlmx.main --config configs/sun397.py --config.data.root=DATA
 """
 
 from configs import common

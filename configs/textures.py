@@ -1,6 +1,6 @@
 """Textures: fill patterns drawn by the embedded world, rarely named in the tiny CLIP's pre-training. No download.
 
-    python -m vlmx.main --config configs/textures.py
+python -m vlmx.main --config configs/textures.py
 """
 
 from configs import common

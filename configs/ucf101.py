@@ -1,6 +1,6 @@
 """UCF101 (Soomro et al. 2012): 101 human actions, the middle frame of each video.
 
-    python -m vlmx.main --config configs/ucf101.py --config.data.root=DATA
+python -m vlmx.main --config configs/ucf101.py --config.data.root=DATA
 """
 
 from configs import common

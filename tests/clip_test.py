@@ -1,6 +1,7 @@
 """The backbone: what a tap sees, that unused ones change nothing, and the exact tree of parameters."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,16 @@ import numpy as np
 import pytest
 from contract_test import CONFIGS, backbone
 
-from vlmx.models.clip import Clip, init_params, param_shapes
+from vlmx.models.clip import Clip, param_shapes
+from vlmx.models.layers import no_tap
 from vlmx.partition import paths
 
 POINTS = ["attn", "attn/k", "attn/o", "attn/q", "attn/v", "block", "mlp", "mlp/fc", "mlp/proj", "pooled", "tokens"]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def encode(model, images, tap=no_tap, theta=None):
+    return model.image(images, tap, theta)
 
 
 def images(model, n=2):
@@ -28,8 +35,8 @@ def test_taps_see_every_point_with_the_layers_own_theta():
         seen[point] = (y.shape, None if x is None else x.shape, theta["shift"].shape)
         return y
 
-    out = model.image(images(model), tap, theta)
-    np.testing.assert_array_equal(out, model.image(images(model)))
+    out = encode(model, images(model), tap, theta)
+    np.testing.assert_array_equal(out, encode(model, images(model)))
     T, D = 1 + (vision.image_size // vision.patch) ** 2, vision.width
     assert sorted(seen) == POINTS
     assert seen["attn/q"] == ((2, T, D), (2, T, D), ())
@@ -48,6 +55,7 @@ def test_what_a_tap_inserts_reaches_its_layer_and_has_a_gradient(tower):
     def tap(point, y, x, theta):
         return y + theta["bias"] if point == "attn/v" else y
 
+    @jax.jit
     def features(theta):
         if tower == "image":
             return model.image(images(model), tap, theta)
@@ -58,7 +66,7 @@ def test_what_a_tap_inserts_reaches_its_layer_and_has_a_gradient(tower):
     for layer in range(layers):
         moved = features({"bias": rows["bias"].at[layer].set(1.0)})
         assert np.abs(moved - features(rows)).max() > 1e-5
-    grads = jax.grad(lambda theta: (features(theta) ** 2).sum())({"bias": rows["bias"] + 0.1})
+    grads = jax.jit(jax.grad(lambda theta: (features(theta) ** 2).sum()))({"bias": rows["bias"] + 0.1})
     assert (np.abs(grads["bias"]) > 0).all()
 
 
@@ -73,12 +81,13 @@ def test_tokens_added_by_a_tap_go_through_every_block():
         prompt = jnp.broadcast_to(theta["prompt"][0], (len(y), *theta["prompt"].shape[1:]))
         return jnp.concatenate([y, prompt], axis=1)
 
+    @jax.jit
     def features(prompt):
         return model.image(images(model), tap, {"prompt": prompt})
 
     prompt = jax.random.normal(jax.random.key(0), (L, 3, D))
     assert features(prompt).shape == (2, model.config.embed_dim)
-    grads = jax.grad(lambda p: (features(p) ** 2).sum())(prompt)
+    grads = jax.jit(jax.grad(lambda p: (features(p) ** 2).sum()))(prompt)
     assert (np.abs(grads[0]) > 0).all() and not grads[1:].any()
 
 
@@ -86,7 +95,8 @@ def test_text_behind_the_end_token_changes_nothing():
     model = backbone("vit")
     short = jnp.asarray([[510, 7, 9, 511], [510, 8, 511, 0]])
     long = jnp.pad(short, ((0, 0), (0, 16)))
-    np.testing.assert_allclose(model.encode_text(short), model.encode_text(long), atol=1e-6)
+    text = jax.jit(lambda ids: model.encode_text(ids))
+    np.testing.assert_allclose(text(short), text(long), atol=1e-6)
 
 
 def test_end_token_by_its_id_or_as_the_highest():
@@ -105,7 +115,7 @@ def test_uint8_images_are_normalised_by_the_model(name):
     model = backbone(name)
     x = images(model)
     floats = (x / 255.0 - np.array(model.config.mean)) / np.array(model.config.std)
-    np.testing.assert_allclose(model.image(x), model.image(floats), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(encode(model, x), encode(model, floats), rtol=1e-4, atol=1e-5)
 
 
 def test_parameter_tree():
@@ -118,5 +128,4 @@ def test_parameter_tree():
     assert found["text/token_embed"] == (512, 32)
     assert found["logit_scale"] == ()
     assert len(found) == 2 * 16 + 8 + 5 + 1
-    params = init_params(CONFIGS["vit"], jax.random.key(0))
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    assert jax.tree.map(jnp.shape, backbone("vit").params) == jax.tree.map(lambda s: s.shape, shapes)

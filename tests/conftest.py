@@ -1,7 +1,6 @@
 """The golden harness, and the settings under which every test runs.
 
-`pytest --goldens DIR` (repeatable; `--goldens=DIR` where vlmx is not installed) checks the cases under DIR besides those
-in tests/goldens, which always run.
+`pytest --goldens DIR` (repeatable) checks the cases under DIR beside those of tests/goldens, which always run.
 To claim kinds of cases, mark a test that has "golden" in its name with patterns of kinds (see golden_cases.py); it runs
 once per case and gets the case's folder, or its file, as a Path:
 

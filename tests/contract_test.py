@@ -83,7 +83,10 @@ def fit(row, model_name="vit", seeds=SEEDS, devices=1, K=4, live=False, model=No
         return method, model, consts, start, start, np.zeros(1)
     tx = optax.sgd(0.05, 0.9)
     state = {**start, "opt": jax.vmap(tx.init)(start["train"]), "step": jnp.zeros((), jnp.int32)}
-    xs = {"index": np.tile(np.arange(B, dtype=np.int32), (K, len(seeds), 1)), "weight": np.ones((K, len(seeds), B), np.float32)}
+    xs = {
+        "index": np.tile(np.arange(B, dtype=np.int32), (K, len(seeds), 1)),
+        "weight": np.ones((K, len(seeds), B), np.float32),
+    }
     if live:
         xs |= {"image": np.tile(images[None], (K, 1, 1, 1, 1, 1)), "label": np.tile(label[None], (K, 1, 1))}
     xs = shard.put(mesh, xs, None, "seed", shard.ROWS)
@@ -119,7 +122,10 @@ def test_frozen_weights_are_bitwise_unchanged_and_the_tuned_part_moves(row):
     assert np.isfinite(losses).all()
     if tuned_by_gradient(row):
         assert losses[-1].mean() < losses[0].mean()
-        assert all((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (start["train"], end["train"])), strict=True))
+        assert all(
+            (np.asarray(a) != np.asarray(b)).any()
+            for a, b in zip(*map(jax.tree.leaves, (start["train"], end["train"])), strict=True)
+        )
 
 
 @pytest.mark.parametrize("row", [r for r in METHODS if tuned_by_gradient(r)])
@@ -248,9 +254,7 @@ def compiled_step(method, model, tx, train):
 
 def test_frozen_weights_cost_no_gradient_and_no_optimiser_state():
     # Unrolled, because the compiler's cost analysis counts the body of a loop once.
-    config = ClipConfig(
-        32, ViT(64, 3, 1, 256, image_size=48, patch=8), Text(32, 2, 1, 128, **TEXT), unroll=True
-    )
+    config = ClipConfig(32, ViT(64, 3, 1, 256, image_size=48, patch=8), Text(32, 2, 1, 128, **TEXT), unroll=True)
     model = Clip(init_params(config, jax.random.key(0)), config)
     tx = optax.adam(1e-3)
     method = methods.make("coop", n_ctx=4)
@@ -258,7 +262,9 @@ def test_frozen_weights_cost_no_gradient_and_no_optimiser_state():
     tuned = jax.tree.map(lambda a: a[None], v["train"])
     coop_flops, state = compiled_step(method, model, tx, tuned)
     everything, _ = partition.split(model.params, [(".*", True)])
-    full, _ = compiled_step(full_fine_tuning(model), model, tx, {"backbone": jax.tree.map(lambda a: a[None], everything)})
+    full, _ = compiled_step(
+        full_fine_tuning(model), model, tx, {"backbone": jax.tree.map(lambda a: a[None], everything)}
+    )
     assert coop_flops <= 0.55 * full, f"CoOp {coop_flops:.3g} of {full:.3g} FLOPs: {coop_flops / full:.2f}"
     moments = partition.count(state["opt"]) - 1  # Adam's step counter
     assert moments == 2 * partition.count(tuned) == 2 * 4 * 32

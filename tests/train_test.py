@@ -56,7 +56,9 @@ def test_what_a_run_leaves(finished):
     for s in coop_new["seeds"]:
         b, n = s["metrics"]["base"], s["metrics"]["new"]
         assert s["metrics"]["hm"] == pytest.approx(2 * b * n / (b + n))
-        assert sum(map(sum, s["confusion"]["base"])) + sum(map(sum, s["confusion"]["new"])) == results["dataset"]["n_test"]
+        assert (
+            sum(map(sum, s["confusion"]["base"])) + sum(map(sum, s["confusion"]["new"])) == results["dataset"]["n_test"]
+        )
     for name in ("report.html", "config.json", "metrics.jsonl", "few_shot/few_shot-seed_1.json"):
         assert (workdir / name).stat().st_size > 0
     assert list(workdir.glob("tensorboard/coop-few_shot/seed1/events*"))
@@ -128,7 +130,10 @@ def test_a_checkpoint_of_another_method_is_refused_with_both_values(tmp_path):
     state = {"train": {"a": np.ones(2, np.float32)}}
     checkpoint.save(checkpoints, 1, state, {"method": "coop", "backbone": "abc"})
     checkpoints.wait_until_finished()
-    assert checkpoint.restore(checkpoints, state, {"method": "coop", "backbone": "abc"})["train"]["a"].tolist() == [1, 1]
+    assert checkpoint.restore(checkpoints, state, {"method": "coop", "backbone": "abc"})["train"]["a"].tolist() == [
+        1,
+        1,
+    ]
     with pytest.raises(UserError, match="backbone: the checkpoint has 'abc', this run asks for 'abd'"):
         checkpoint.restore(checkpoints, state, {"method": "coop", "backbone": "abd"})
 

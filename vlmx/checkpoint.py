@@ -49,7 +49,7 @@ def refuse_other(where, saved, asked):
 
 
 def export(folder, v, meta):
-    """Write `tuned.safetensors`, the trained tree by "/"-joined path, and `tuned.json`, `meta`: to keep and to share."""
+    """Write `tuned.safetensors`, the tree by "/"-joined path, and `tuned.json`, `meta`: to keep and to share."""
     folder = Path(folder)
     arrays = dict(zip(partition.paths(v), map(np.asarray, jax.tree.leaves(v)), strict=True))
     files.write(folder / "tuned.safetensors", safetensors.numpy.save(arrays))
@@ -69,7 +69,8 @@ def load(folder, like):
     found = {name: a.shape for name, a in arrays.items()}
     if asked != found:
         names = [k for k in dict.fromkeys([*found, *asked]) if found.get(k) != asked.get(k)]
-        lines = [f"  {k}: the file has {found.get(k, 'nothing')}, the method needs {asked.get(k, 'nothing')}" for k in names]
+        shapes = [(k, found.get(k, "nothing"), asked.get(k, "nothing")) for k in names]
+        lines = [f"  {k}: the file has {has}, the method needs {needs}" for k, has, needs in shapes]
         raise UserError("\n".join([f"{folder / 'tuned.safetensors'} does not fit the method:", *lines]))
     leaves = [jnp.asarray(arrays[name]) for name in asked]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), json.loads((folder / "tuned.json").read_text())

@@ -7,6 +7,7 @@ import numpy as np
 
 from vlmx import shard
 from vlmx.data import pipeline
+from vlmx.errors import UserError
 from vlmx.method import tuned
 from vlmx.metrics import accuracy
 
@@ -23,8 +24,10 @@ def _predict(apply, v, model, consts, batch):
 def predict(method, v, model, consts, batches, n, mesh):
     """Predictions of all seeds at once.
 
-    Args: v: the seeds' trees, stacked `[S, ...]`; an empty one counts as one seed. batches: of host arrays with "index", -1 for padding, and "weight".
-    n: images. Returns (said `(S, n)` int, p `(S, n)` its probability, weight `(n,)`).
+    Args: v: the seeds' trees, stacked `[S, ...]`; an empty one counts as one seed. batches: of host arrays with
+    "index", -1 for padding, and "weight". n: images.
+
+    Returns: said `(S, n)` int, its probability `(S, n)`, weight `(n,)`.
     """
     S = len(jax.tree.leaves(v)[0]) if jax.tree.leaves(v) else 1
     said, p, weight = np.zeros((S, n), np.int32), np.zeros((S, n), np.float32), np.zeros(n, np.float32)
@@ -33,7 +36,7 @@ def predict(method, v, model, consts, batches, n, mesh):
         out = _predict(method.apply, v, model, consts, shard.put(mesh, b, shard.ROWS))
         label, prob, nan = map(np.asarray, out)
         if nan[:, real].any():
-            raise FloatingPointError(f"logits are NaN for {int(nan[:, real].sum())} of {S * int(real.sum())} predictions")
+            raise UserError(f"logits are NaN for {int(nan[:, real].sum())} of {S * int(real.sum())} predictions")
         said[:, index[real]], p[:, index[real]], weight[index[real]] = label[:, real], prob[:, real], b["weight"][real]
     return said, p, weight
 
@@ -59,6 +62,10 @@ def scores(said, labels, classnames, weight):
     matrix = accuracy.confusion(labels, said, len(classnames), weight)
     twice = {name for name in classnames if classnames.count(name) > 1}  # ImageNet has two "missile"
     names = [f"{name} ({i})" if name in twice else name for i, name in enumerate(classnames)]
-    per_class = {name: None if np.isnan(a) else float(a) for name, a in zip(names, accuracy.per_class(matrix), strict=True)}
+    values = [None if np.isnan(a) else float(a) for a in accuracy.per_class(matrix)]
     numbers = accuracy.scores(labels, said, weight)
-    return {k: float(numbers[k]) for k in ("accuracy", "macro_f1")}, per_class, matrix.tolist()
+    return (
+        {k: float(numbers[k]) for k in ("accuracy", "macro_f1")},
+        dict(zip(names, values, strict=True)),
+        matrix.tolist(),
+    )

@@ -27,7 +27,7 @@ def main(argv):
         return 0
     config = flags.FLAGS.config
     if config is None:
-        print("--config is missing, for instance --config configs/digits.py; --list shows what there is.", file=sys.stderr)
+        print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
     from vlmx import pretrain, train  # jax starts here: --help and --list need not wait for it

@@ -34,7 +34,7 @@ class Task(NamedTuple):
 
 
 def cross_entropy(out, batch):
-    """Mean cross-entropy of `out["logits"]` `(B, C)` with `batch["label"]` `(B,)` over rows weighted by `batch["weight"]`.
+    """Mean cross-entropy of `out["logits"]` `(B, C)` with `batch["label"]` `(B,)`, weighted by `batch["weight"]`.
 
     Returns (scalar loss, metrics): accuracy of the batch in percent.
     """

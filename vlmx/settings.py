@@ -15,7 +15,7 @@ from vlmx.files import write_json
 
 
 def check(config):
-    """Everything about a config that can be found wrong before data or weights are read; returns its (method, protocol)s."""
+    """What can be found wrong in a config before data or weights are read; returns its cells."""
     for protocol in config.protocols:
         if protocol not in protocols.PROTOCOLS:
             raise unknown("protocol", protocol, protocols.PROTOCOLS)
@@ -28,7 +28,7 @@ def check(config):
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds: expected different numbers, at least one; got {config.seeds}.")
     if not (config.shots > 0 or config.shots == -1):
-        raise UserError(f"shots: expected a positive number of images a class, or -1 for all of them; got {config.shots}.")
+        raise UserError(f"shots: expected a positive number of images a class, or -1 for all; got {config.shots}.")
     if config.data.name not in task.known():
         raise unknown("data set", config.data.name, task.known())
     cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
@@ -55,7 +55,9 @@ def recipe_of(config, name):
     """The recipe of a method; a method of the package without one in this config is an error that says what to do."""
     if name not in config.recipe:
         methods.make(name)  # an unknown name says so first
-        raise UserError(f"config.recipe has no settings for {name!r}: name the method behind the colon, configs/...:{name}.")
+        raise UserError(
+            f"config.recipe has nothing for {name!r}: name the method behind the colon, configs/...:{name}."
+        )
     return config.recipe[name]
 
 
@@ -87,7 +89,9 @@ def finished(config, workdir, write=True):
         keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
         if keys:
             lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
-            raise UserError("\n".join([f"{workdir} holds a run with another config:", *lines, "Use another --workdir."]))
+            raise UserError(
+                "\n".join([f"{workdir} is of a run with another config:", *lines, "Use another --workdir."])
+            )
     elif write:
         write_json(path, asked)
     results = workdir / "results.json"

@@ -18,7 +18,7 @@ ROWS = ("data", "fsdp")  # images of a batch go over both
 
 
 def make_mesh(sizes=None, devices=None):
-    """A mesh over all devices. `sizes`: axis -> size, -1 (at one axis) for the rest; by default all devices on "data"."""
+    """A mesh over all devices. `sizes`: axis -> size, -1 (at one axis) for the rest; by default all are on "data"."""
     devices = jax.devices() if devices is None else devices
     sizes = {"seed": 1, "data": -1, "fsdp": 1, "tensor": 1} | dict(sizes or {})
     shape = [int(sizes[axis]) for axis in AXES]
@@ -27,7 +27,7 @@ def make_mesh(sizes=None, devices=None):
     if len(rest) == 1 and len(devices) % known == 0:
         shape[rest[0]] = len(devices) // known
     if len(rest) > 1 or math.prod(shape) != len(devices):
-        raise UserError(f"mesh {sizes} does not cover the {len(devices)} devices: the sizes must multiply to that number.")
+        raise UserError(f"mesh {sizes} does not cover {len(devices)} devices: the sizes must multiply to that number.")
     # make_mesh's default, Explicit axes, would ask every operation for its sharding; the compiler finds them here.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

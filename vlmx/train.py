@@ -70,9 +70,7 @@ def run(config, workdir):
     # ---------------------------------------------------------------- frozen features, each image once
     center = functools.partial(transforms.center, size=size)
     reading = {"workers": config.data.workers, "upright": dataset.upright}
-    encode = functools.partial(
-        features.encode, model, transform=center, batch=config.eval_batch, mesh=mesh, **reading
-    )
+    encode = functools.partial(features.encode, model, transform=center, batch=config.eval_batch, mesh=mesh, **reading)
     unreadable = []
     stored = {"test": encode(dataset.test, what="test images", bad=unreadable)}
     if unreadable and config.data.bad_images == "stop":
@@ -92,8 +90,10 @@ def run(config, workdir):
     consts = reference.setup(model, words(world, everything.labels))
     said, _, weight = predict(world, reference, {"train": {}, "fixed": {}}, consts, everything)
     numbers, _, _ = evaluate.scores(said[0], dataset.test.labels, dataset.classnames, weight)
-    say(f"{config.reference} before training: {numbers['accuracy']:.1f} % of {int(weight.sum())} test images, "
-        f"chance {100 / len(dataset.classnames):.1f} %")
+    say(
+        f"{config.reference} before training: {numbers['accuracy']:.1f} % of {int(weight.sum())} test images, "
+        f"chance {100 / len(dataset.classnames):.1f} %"
+    )
 
     # ---------------------------------------------------------------- every method under every protocol
     runs, mistakes = [], []
@@ -156,7 +156,7 @@ def words(world, labels):
 
 
 def predict(world, method, v, consts, part):
-    """(said (S, n), p (S, n), weight (n,)) of a part of the test split; what is said is a position in the part's classes."""
+    """(said (S, n), p (S, n), weight (n,)) of a part of the test split; `said` are positions in the part's classes."""
     batch = world.config.eval_batch
     if method.needs == "features":
         test = world.stored["test"]
@@ -204,7 +204,7 @@ def cell(world, name, protocol, method, problem, number):
     for part_name, part in problem.parts.items():
         own = part.labels == problem.labels
         if not (own or method.carries):
-            notes.append(f"{name} cannot be carried to classes it was not trained on: no accuracy on the {part_name} classes")
+            notes.append(f"{name} cannot be carried to classes it was not trained on: no {part_name} accuracy")
             continue
         classes = words(world, part.labels)
         said, p, weight = predict(world, method, v, consts if own else method.setup(world.model, classes), part)
@@ -249,7 +249,7 @@ def cell(world, name, protocol, method, problem, number):
     if logs.first_process():
         write_json(folder / "result.json", {"run": result, "mistakes": mistakes})
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
-    say(f"{name}, {protocol}: {shown} ({trained:,} trained parameters, {100 * trained / total:.3g} %; {result['seconds']} s)")
+    say(f"{name}, {protocol}: {shown} ({trained:,} trained parameters; {result['seconds']} s)")
     return result, mistakes
 
 
@@ -302,8 +302,9 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     tx, schedule = optim.make(recipe.optimizer, per_epoch, total, one)
     state = {**v, "opt": jax.vmap(tx.init)(v["train"]), "step": jnp.zeros((), jnp.int32)}
     count = partition.count(one)
-    say(f"{run}: {count:,} trained parameters ({100 * count / partition.count(world.model.params):.3g} % of the model), "
-        f"{len(seeds)} seeds at once, {M} images each, {total} steps of {batch}")
+    share = 100 * count / partition.count(world.model.params)
+    say(f"{run}: {count:,} trained parameters ({share:.3g} % of the model), {len(seeds)} seeds at once")
+    say(f"{run}: {M} images a seed, {total} steps of {batch}")
 
     # ---- go on where it was
     meta = meta | {"seeds": seeds, "total_steps": total}
@@ -371,7 +372,8 @@ def train_steps(method, tx, total):
                 batch = {k: jax.vmap(lambda a, i: a[i])(a, x["index"]) for k, a in support.items()} | x
             v, opt, n = {k: state[k] for k in ("train", "fixed")}, state["opt"], state["step"]
             key = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
-            v, opt, metrics = jax.vmap(step, in_axes=(0, 0, None, None, 0, 0, None))(v, opt, model, consts, batch, key, n)
+            seeds = jax.vmap(step, in_axes=(0, 0, None, None, 0, 0, None))
+            v, opt, metrics = seeds(v, opt, model, consts, batch, key, n)
             return {**v, "opt": opt, "step": n + 1}, metrics
 
         return jax.lax.scan(body, state, xs)
@@ -391,7 +393,7 @@ def index_stream(world, problem, group, seeds, batch, M, start, total, K):
 
 
 def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):
-    """Augmented images: {"image" [1, S, B, H, W, 3] uint8, "label", "index", "weight" [1, S, B]}, from step `start` on."""
+    """Augmented images from step `start`: "image" `[1, S, B, H, W, 3]` uint8, "label", "index", "weight" `[1, S, B]`."""
     config, dataset = world.config, world.dataset
     splits = [fewshot.take(dataset.train, problem.train[s]) for s in group]
     splits = [s._replace(labels=protocols.relabel(s.labels, problem.labels)) for s in splits]
@@ -447,7 +449,7 @@ def load_model(config, mesh):
 
 
 def drop_unreadable(config, dataset, problems):
-    """Unreadable training and validation images: the run stops with their list, or goes on without them (data.bad_images)."""
+    """Unreadable training and validation images: the run stops with their list or, if asked, goes on without them."""
     bad = []
     for part in ("train", "val"):
         split = getattr(dataset, part)
@@ -463,7 +465,7 @@ def drop_unreadable(config, dataset, problems):
 
 
 def write_lists(workdir, dataset, problems, seeds):
-    """The training and validation images of each seed, by name, in workdir/few_shot: what a run can be repeated from."""
+    """The training and validation images of each seed, by name, in workdir/few_shot."""
     for protocol, problem in problems.items():
         for s, seed in enumerate(seeds):
             lists = {

@@ -12,7 +12,7 @@ from vlmx.errors import UserError
 
 
 class Part(NamedTuple):
-    """A test set among some classes: `labels`, the classes in their order; `index` (n,), rows of the data set's test split."""
+    """A test set among some classes: `labels`, the classes in order; `index` (n,), rows of the test split."""
 
     labels: tuple[int, ...]
     index: np.ndarray
@@ -36,12 +36,16 @@ def few_shot(dataset, shots, seeds):
 
 
 def base_to_new(dataset, shots, seeds):
-    """Train on the first half of the classes, test on both halves apart (CoCoOp, arXiv 2203.05557): the base images of a
-    seed are those of its few_shot run."""
+    """Train on the first half of the classes, test on both halves apart (CoCoOp, arXiv 2203.05557).
+
+    The base images of a seed are those of its few_shot run.
+    """
     train, val = _sample(dataset, shots, seeds)
     base, new = fewshot.halves(dataset.train.labels)
     if not new:
-        raise UserError(f"base_to_new halves the classes, and {dataset.name!r} has {len(base)}. Use protocols=('few_shot',).")
+        raise UserError(
+            f"base_to_new halves the classes, and {dataset.name!r} has {len(base)}. Use protocols=('few_shot',)."
+        )
 
     def keep(split, rows):
         return [r[np.isin(split.labels[r], base)] for r in rows]

@@ -7,6 +7,7 @@ from vlmx.errors import unknown
 from vlmx.method import Method, encode_texts, image_features, prompts
 from vlmx.models.clip import normalize
 
+
 def make(templates="dataset"):
     """Zero-shot classification.
 

@@ -40,7 +40,7 @@ class ViT(Tower):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Tower):
-    """The causal text transformer. `eot` is the id read out; None means the highest id of the row, as CLIP's release."""
+    """The causal text transformer. `eot` is the id read out; None: the highest id of the row, as in CLIP's release."""
 
     context: int
     vocab: int
@@ -61,7 +61,7 @@ class ResNet:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Everything static about a CLIP. `dtype` is the compute dtype, `param_dtype` the storage dtype of frozen weights."""
+    """Everything static about a CLIP. `dtype` is that of the computation, `param_dtype` that of the stored weights."""
 
     embed_dim: int
     vision: ViT | ResNet
@@ -74,19 +74,31 @@ class ClipConfig:
     unroll: bool = False
 
 
-class _Kernel(nn.Module):
-    """A parameter named `kernel` below this module's name, for maps that are not written as nn.Dense."""
+def normal(module, name, std, *shape):
+    """A parameter of `module` that starts from N(0, std^2), in its compute dtype."""
+    return module.param(name, nn.initializers.normal(std), shape, module.param_dtype).astype(module.dtype)
 
-    shape: tuple[int, ...]
+
+class Patches(nn.Module):
+    """Images `(B, S, S, 3)` -> patch embeddings `(B, T, D)`: a convolution with `kernel` `(p, p, 3, D)`, as one matrix
+    product, for patches do not overlap."""
+
+    width: int
+    patch: int
+    dtype: Any
     param_dtype: Any
 
     @nn.compact
-    def __call__(self):
-        return self.param("kernel", nn.initializers.normal(0.02), self.shape, self.param_dtype)
+    def __call__(self, images):
+        B, S, p = images.shape[0], images.shape[1], self.patch
+        n = S // p
+        x = images[:, : n * p, : n * p].astype(self.dtype).reshape(B, n, p, n, p, 3).swapaxes(2, 3)
+        kernel = normal(self, "kernel", 0.02, p, p, 3, self.width)
+        return x.reshape(B, n * n, p * p * 3) @ kernel.reshape(-1, self.width)
 
 
 class ViTTower(nn.Module):
-    """Images `(B, S, S, 3)` -> features `(B, E)`. Taps: tokens (after positions, before ln_pre), each block's, pooled."""
+    """Images `(B, S, S, 3)` -> features `(B, E)`. Taps: tokens (before ln_pre), each block's, pooled."""
 
     config: ViT
     embed_dim: int
@@ -99,23 +111,15 @@ class ViTTower(nn.Module):
     @nn.compact
     def __call__(self, images, theta):
         c, dtype = self.config, self.dtype
-        B, S, p = images.shape[0], c.image_size, c.patch
-
-        def param(name, std, *shape):
-            return self.param(name, nn.initializers.normal(std), shape, self.param_dtype).astype(dtype)
-
-        n = S // p
-        kernel = _Kernel((p, p, 3, c.width), self.param_dtype, name="patch_embed")().astype(dtype)
-        # Patches do not overlap, so the convolution is one matrix product.
-        x = images[:, : n * p, : n * p].astype(dtype).reshape(B, n, p, n, p, 3).swapaxes(2, 3)
-        x = x.reshape(B, n * n, p * p * 3) @ kernel.reshape(-1, c.width)
-        cls = jnp.broadcast_to(param("class_embed", c.width**-0.5, c.width), (B, 1, c.width))
-        x = jnp.concatenate([cls, x], axis=1) + param("pos_embed", c.width**-0.5, n * n + 1, c.width)  # [B,T,D]
+        x = Patches(c.width, c.patch, dtype, self.param_dtype, name="patch_embed")(images)
+        cls = normal(self, "class_embed", c.width**-0.5, c.width)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, c.width)), x], axis=1)  # [B,T,D]
+        x = x + normal(self, "pos_embed", c.width**-0.5, *x.shape[1:])
         x = self.tap("tokens", x, None, theta)
         x = layer_norm(c.eps, dtype, "ln_pre")(x)
         x, _ = blocks(c, dtype, self.param_dtype, self.tap, self.remat, self.unroll)(x, theta, None)
         x = layer_norm(c.eps, dtype, "ln_post")(x[:, 0])
-        return self.tap("pooled", x @ param("proj", c.width**-0.5, c.width, self.embed_dim), x, theta)
+        return self.tap("pooled", x @ normal(self, "proj", c.width**-0.5, c.width, self.embed_dim), x, theta)
 
 
 class TextTower(nn.Module):
@@ -137,17 +141,14 @@ class TextTower(nn.Module):
     def __call__(self, emb, eot, theta):
         c, dtype = self.config, self.dtype
 
-        def param(name, std, *shape):
-            return self.param(name, nn.initializers.normal(std), shape, self.param_dtype).astype(dtype)
-
         T = emb.shape[1]
-        x = emb.astype(dtype) + param("pos_embed", 0.01, c.context, c.width)[:T]
+        x = emb.astype(dtype) + normal(self, "pos_embed", 0.01, c.context, c.width)[:T]
         x = self.tap("tokens", x, None, theta)
         causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
         x, _ = blocks(c, dtype, self.param_dtype, self.tap, self.remat, self.unroll)(x, theta, causal)
         x = jnp.take_along_axis(x, eot[:, None, None], axis=1)[:, 0]
         x = layer_norm(c.eps, dtype, "ln_final")(x)
-        return self.tap("pooled", x @ param("proj", c.width**-0.5, c.width, self.embed_dim), x, theta)
+        return self.tap("pooled", x @ normal(self, "proj", c.width**-0.5, c.width, self.embed_dim), x, theta)
 
 
 def normalize(x, axis=-1):

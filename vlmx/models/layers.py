@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear maps with an activation between, `(B, T, D) -> (B, T, D)`. Taps: mlp/fc (before the activation), mlp/proj."""
+    """Linear, activation, linear: `(B, T, D) -> (B, T, D)`. Taps: mlp/fc (before the activation), mlp/proj."""
 
     hidden: int
     act: str

@@ -1,0 +1,63 @@
+"""Every config resolves, and its methods, recipes and data set exist; no data needed."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from vlmx import settings
+from vlmx.data import classification
+from vlmx.errors import UserError
+
+FILES = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
+BENCHMARKS = [name for name in FILES if name not in ("common", "recipes", "pretrain_clip")]
+
+
+def config(name, arg=None):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def test_every_published_benchmark_has_a_config():
+    assert set(classification.BENCHMARKS) < set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("arg", [None, "smoke", "coop,shots=4,seeds=20", "zero_shot,templates=ensemble"])
+def test_config(name, arg):
+    c = config(name, arg)
+    assert c.title == name and c.data.name == name
+    cells = settings.check(c)
+    if arg and arg.startswith("coop"):
+        assert {m for m, _ in cells} == {"coop"} and c.shots == 4 and c.seeds == tuple(range(1, 21))
+    if arg and arg.startswith("zero_shot"):
+        assert settings.hyper(c, "zero_shot", "few_shot") == {"templates": "ensemble"}
+
+
+def test_coop_has_its_published_settings():
+    c = config("dtd")
+    recipe = settings.recipe_of(c, "coop")
+    assert [settings.epochs_of(recipe, k) for k in (1, 2, 4, 8, 16, -1)] == [50, 100, 100, 200, 200, 200]
+    assert (recipe.batch, recipe.optimizer.lr, recipe.optimizer.wd, recipe.optimizer.momentum) == (32, 0.002, 5e-4, 0.9)
+    assert settings.hyper(c, "coop", "few_shot")["n_ctx"] == 16
+    assert settings.hyper(c, "coop", "base_to_new")["ctx_init"] == "a photo of a"
+    assert config("imagenet").recipe.coop.epochs == 50
+    asked = config("dtd", "coop,n_ctx=4")
+    assert settings.hyper(asked, "coop", "base_to_new") == settings.hyper(asked, "coop", "few_shot")
+    assert c.data.augment == "crop" and tuple(c.data.crop_scale) == (0.08, 1.0) and c.seeds == (1, 2, 3)
+
+
+def test_keys_behind_the_colon():
+    c = config("digits", "coop,shots=2,seeds=(5,),protocols=base_to_new,root=here,model=there")
+    assert (c.shots, c.seeds, c.protocols, c.data.root, c.model.name) == (2, (5,), ("base_to_new",), "here", "there")
+    with pytest.raises(UserError, match="Did you mean 'shots'"):
+        config("digits", "coop,shot=2")
+
+
+def test_a_method_without_a_recipe_says_what_to_do():
+    c = config("digits", "coop")
+    c.methods = ("zero_shot",)
+    with pytest.raises(UserError, match="name the method behind the colon"):
+        settings.check(c)
+    c.recipe.zero_shot = ConfigDict({"hyper": {}})
+    settings.check(c)

@@ -1,0 +1,60 @@
+"""The command as a person types it: help, lists, wrong words, and one small run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def vlmx(*args, cwd=ROOT):
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.run([sys.executable, "-m", "vlmx.main", *args], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_list_shows_benchmarks_and_methods():
+    out = vlmx("--list")
+    assert out.returncode == 0
+    for word in ("digits", "imagenet_a", "folder", "zero_shot", "linear_probe", "coop", "arXiv 2109.01134"):
+        assert word in out.stdout
+
+
+def test_help_shows_the_flags():
+    out = vlmx("--help")
+    assert "--config" in out.stdout and "--workdir" in out.stdout and "vlmx.main --config" in out.stdout
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        ((), "--config is missing"),
+        (("--config", "configs/digit.py"), "Did you mean 'digits'"),
+        (("--config", "configs/digits.py:cop"), "Did you mean 'coop'"),
+        (("--config", "configs/digits.py:coop,n_ctz=4"), "Did you mean 'n_ctx'"),
+        (("--config", "configs/digits.py:coop,n_ctx=four"), "expected int, got 'four'"),
+        (("--config", "configs/digits.py", "--config.shotz=4"), "Did you mean 'shots'"),
+        (("--config", "configs/digits.py", "--config.recipe.coop.hyper.nctx=4"), "Did you mean 'n_ctx'"),
+        (("--config", "configs/digits.py", "--config.shots=four"), "shots"),
+        (("--config", "configs/digits.py", "--workdirr=x"), "workdir"),
+        (("--config", "configs/digits.py", "extra"), "unexpected argument 'extra'"),
+        (("--config", "configs/folder.py"), "data.root"),
+        (("--config", "configs/digits.py", "--config.model.name=tiny_clp"), "Did you mean 'tiny_clip'"),
+    ],
+)
+def test_wrong_words_get_one_message_and_no_traceback(args, said, tmp_path):
+    out = vlmx(*args, "--workdir", str(tmp_path / "run"))
+    assert out.returncode != 0
+    assert said in out.stderr + out.stdout
+    assert "Traceback" not in out.stderr + out.stdout
+
+
+def test_a_small_run_ends_in_a_table_and_a_report(tmp_path):
+    out = vlmx("--config", "configs/digits.py:zero_shot", "--workdir", str(tmp_path / "run"))
+    assert out.returncode == 0, out.stderr
+    assert "zero_shot before training" in out.stdout and "devices: 1 x cpu" in out.stdout
+    assert "HM" in out.stdout and (tmp_path / "run/report.html").exists()
+    again = vlmx("--config", "configs/digits.py:zero_shot", "--workdir", str(tmp_path / "run"))
+    assert again.returncode == 0 and "finished" in again.stdout
