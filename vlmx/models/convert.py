@@ -282,7 +282,7 @@ def _open_clip_settings(path):
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     # Keys that change the architecture into one that is not CLIP's are refused where they are set.
     known = {
-        "model_cfg": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"},
+        "model_cfg": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale"},
         "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "norm_kwargs"}
         | {"patch_dropout", "output_tokens"},
         "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "norm_kwargs"},

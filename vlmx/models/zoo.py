@@ -84,8 +84,8 @@ def locate(name):
         return Path(str(importlib.resources.files("vlmx"))) / "assets" / name
     if name in MODELS:
         return fetch(MODELS[name].hub)
-    if Path(name).exists():
-        return Path(name)
+    if Path(name).expanduser().exists():
+        return Path(name).expanduser()
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return fetch(name)
     raise unknown(
@@ -104,21 +104,20 @@ def fetch(repository):
         try:
             folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*SMALL_FILES, *wanted]))
         except (OSError, ValueError) as error:  # the hub's own errors, and those of the network below it
-            raise UserError(f"{repository}: {_first_line(error)}\n{_by_hand(repository)}") from error
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise UserError(
+                f"{repository}: no such file or directory, nor to be had from the hub: {reason}\n{_by_hand(repository)}"
+            ) from error
         if any((folder / name).is_file() for name in wanted):
             return folder
     wanted = ", ".join(files.WEIGHTS)
     raise UserError(f"{repository}: holds none of {wanted}, or is not complete.\n{_by_hand(repository)}")
 
 
-def _first_line(error):
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 def _by_hand(repository):
     return (
-        "Where there is a network: hf download "
-        f"{repository}\nthen copy the hub's cache (HF_HOME), or give the directory of the files instead of the name."
+        f"On a machine with a network:\n  hf download {repository} --local-dir {repository.split('/')[1]}\n"
+        "then bring that directory here and give its path as the name; the hub's own cache (HF_HOME) serves as well."
     )
 
 
