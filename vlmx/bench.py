@@ -24,7 +24,7 @@ def image_encoder(args):
     config = zoo.MODELS[args.model].config
     vision = dataclasses.replace(config.vision, image_size=args.image)
     config = dataclasses.replace(config, vision=vision, dtype=args.dtype, param_dtype=args.dtype, unroll=args.unroll)
-    model = Clip(init_params(config, jax.random.key(0)), config)
+    model = Clip(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)), config)
     images = np.random.default_rng(0).standard_normal((args.batch, args.image, args.image, 3), np.float32)
 
     encode, on_device = jax.jit(Clip.image), jax.device_put(images)
