@@ -15,8 +15,8 @@ def get_config(arg=""):
     config.vision = ConfigDict(dict(width=128, layers=4, heads=2, patch=16))
     config.text = ConfigDict(dict(width=128, layers=2, heads=2, context=32, vocab=1536))
     config.embed_dim = 128
-    config.batch, config.steps = 128, 3000
-    config.rate, config.warmup, config.decay = 1.5e-3, 150, 0.1
+    config.batch, config.steps = 64, 6000
+    config.rate, config.warmup, config.decay = 1e-3, 200, 0.1
     config.log_every = 20
     if arg == "smoke":
         config.data.update(views=300, workers=0)

@@ -32,29 +32,30 @@ def test_temperature_stays_below_its_limit():
     assert float(after(v, 0, 1)["train"]["logit_scale"]) == 2
 
 
-def test_batches_depend_on_the_seed_alone_and_go_through_all_images():
-    images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
-    ids = np.arange(20).reshape(10, 2, 1)
-    a, b, other = (list(pairs.batches(images, ids, 4, 5, seed)) for seed in (0, 0, 1))
+def test_batches_depend_on_the_seed_alone_stay_in_a_group_and_go_through_all_images():
+    images = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    ids, group = np.arange(24).reshape(12, 2, 1), np.arange(12) % 3 == 0  # groups of 4 and 8
+    a, b, other = (list(pairs.batches(images, ids, group, 4, 6, seed)) for seed in (0, 0, 1))
     assert all((x["image"] == y["image"]).all() and (x["ids"] == y["ids"]).all() for x, y in zip(a, b))
     assert any((x["ids"] != y["ids"]).any() for x, y in zip(a, other))
-    rows = np.concatenate([x["image"][:, 0, 0, 0] for x in a])
-    assert np.bincount(rows, minlength=10).tolist() == [2] * 10  # 5 batches of 4 are two epochs of 10
-    for x in a:
-        assert (x["image"][:, 0, 0, 0] == x["ids"][:, 0] // 2).all()  # an image keeps its own captions
+    rows = [x["image"][:, 0, 0, 0] for x in a]
+    assert np.bincount(np.concatenate(rows), minlength=12).tolist() == [2] * 12  # 6 batches of 4: two epochs of 12
+    for r, x in zip(rows, a):
+        assert len(set(group[r])) == 1
+        assert (r == x["ids"][:, 0] // 2).all()  # an image keeps its own captions
 
 
 def test_pairs_are_the_same_from_any_number_of_workers(monkeypatch):
     monkeypatch.setattr(pairs, "CHUNK", 4)
     here, there = (list(pairs.views(0, 10, 2, 0.5, workers)) for workers in (0, 2))
-    assert [len(images) for images, _ in here] == [4, 4, 2]
-    for (images, captions), (same, said) in zip(here, there, strict=True):
-        assert (images == same).all() and (captions == said).all()
+    assert [len(images) for images, *_ in here] == [4, 4, 2]
+    for one, other in zip(here, there, strict=True):
+        assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
 def test_a_run_ends_in_a_checkpoint_with_tokenizer_and_figures(tmp_path):
     config = pretrain_clip.get_config("smoke")
-    config.vision.width, config.vision.layers = 64, 1
+    config.vision.width, config.vision.layers, config.data.views = 64, 1, 150
     made = pretrain.run(config, tmp_path)
     shape, params = convert.read(tmp_path / "clip")
     words = tokenizer.load(tmp_path / "clip", shape.text.context, shape.text.vocab)

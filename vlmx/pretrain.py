@@ -38,7 +38,7 @@ def run(config, workdir):
         for part in pairs.views(d.seed, d.views, d.captions, d.glyphs, d.workers):
             parts.append(part)
             bar.update(len(part[0]))
-    images, captions = (np.concatenate(column) for column in zip(*parts))
+    images, captions, glyph = (np.concatenate(column) for column in zip(*parts))
     write_tokenizer(folder, captions[:, 0], config.text.vocab)
     words = tokenizer.load(folder, config.data.length, config.text.vocab)
     ids = words(captions.ravel(), truncate=True).reshape(*captions.shape, -1)  # [n, captions, T]
@@ -71,7 +71,7 @@ def run(config, workdir):
     logs.say(f"training {count:,} parameters for {total} steps of {config.batch} pairs")
     with logs.Logs(workdir) as log, logs.progress(total, "pre-training") as bar:
         log.begin("contrastive")
-        for i, batch in enumerate(pairs.batches(images, ids, config.batch, total, config.seed)):
+        for i, batch in enumerate(pairs.batches(images, ids, glyph, config.batch, total, config.seed)):
             v, state, metrics = step(v, state, i, batch)
             bar.update()
             if i % config.log_every == 0 or i == total - 1:
@@ -140,13 +140,18 @@ def _is_kernel(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "proj", "token_embed"), params)
 
 
-def zero_shot(model, dataset, words, batch=256):
+@jax.jit
+def _features(model, images):
+    return model.image(images)
+
+
+def zero_shot(model, dataset, words, batch=64):
     """Zero-shot accuracy in percent on the test split, by the zero-shot method."""
     classify = method.make("zero_shot")
     task = method.Task(dataset.classnames, dataset.templates, ensemble=(), tokenize=words)
-    consts = classify.setup(model, task)
-    predict = jax.jit(lambda model, image: classify.apply({}, model, consts, {"image": image})["logits"].argmax(-1))
-    size = model.config.vision.image_size
+    size, n = model.config.vision.image_size, len(dataset.test.images)
     images = np.stack([transforms.center(transforms.decode(image), size) for image in dataset.test.images])
-    said = [predict(model, images[i : i + batch]) for i in range(0, len(images), batch)]
-    return 100 * float((np.concatenate(said) == dataset.test.labels).mean())
+    rows = np.arange(-(-n // batch) * batch) % n  # whole batches, so that one shape is compiled
+    features = np.concatenate([_features(model, images[r]) for r in rows.reshape(-1, batch)])[:n]
+    logits = classify.apply({}, model, classify.setup(model, task), {"features": features})["logits"]
+    return 100 * float((np.asarray(logits).argmax(-1) == dataset.test.labels).mean())

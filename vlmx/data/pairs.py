@@ -15,7 +15,7 @@ CHUNK = 500
 
 
 def views(seed: int, count: int, captions: int, glyphs: float, workers: int):
-    """Yields `count` scenes in parts: images uint8 `(n, 64, 64, 3)` and captions, str `(n, captions)`.
+    """Yields `count` scenes in parts: images uint8 `(n, 64, 64, 3)`, captions str `(n, captions)`, glyph or not `(n,)`.
 
     The same for any number of workers; 0 draws in this process.
     """
@@ -29,23 +29,30 @@ def views(seed: int, count: int, captions: int, glyphs: float, workers: int):
 
 
 def _part(seed, captions, glyphs, span):
-    images, said = [], []
+    images, said, glyph = [], [], []
     for i in range(*span):
         rng = random.Random(f"pretrain/{seed}/{i}")
         scene = scenes.sample(rng, glyphs)
         images.append(scenes.draw(scene))
         said.append([scenes.caption(scene, rng) for _ in range(captions)])
-    return np.stack(images), np.array(said)
+        glyph.append(scene.glyph is not None)
+    return np.stack(images), np.array(said), np.array(glyph)
 
 
-def batches(images, ids, size, steps, seed):
-    """`steps` batches, in a new order each epoch; each time with any of an image's captions, moved by a few pixels."""
+def batches(images, ids, group, size, steps, seed):
+    """`steps` batches, in a new order each epoch; each time with any of an image's captions, moved by a few pixels.
+
+    A batch is of one `group` `(n,)`: telling a digit from a star teaches nothing, telling it from other digits does.
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
-    order = np.empty(0, int)
+    epoch = []
     for _ in range(steps):
-        if len(order) < size:
-            order = np.concatenate([order, rng.permutation(len(images))])
-        rows, order = order[:size], order[size:]
+        if not epoch:
+            for g in np.unique(group):
+                rows = rng.permutation(np.flatnonzero(group == g))
+                epoch += np.split(rows[: len(rows) // size * size], len(rows) // size)
+            epoch = [epoch[i] for i in rng.permutation(len(epoch))]
+        rows = epoch.pop()
         said = rng.integers(0, ids.shape[1], size)
         yield {"image": _moved(images[rows], rng), "ids": ids[rows, said]}
 

@@ -143,7 +143,11 @@ def place(rng: random.Random, objects: list[Object]) -> tuple[Object, ...]:
         put = []
         for o in objects:
             r = min(o.radius, limit)
-            put.append(o._replace(radius=r, x=rng.randint(r + 2, SIDE - r - 3), y=rng.randint(r + 2, SIDE - r - 3)))
+            reach = (
+                SIDE // 2 - r - 3 if len(objects) > 1 else min(12, SIDE // 2 - r - 3)
+            )  # one alone is near the middle
+            x, y = (SIDE // 2 + rng.randint(-reach, reach) for _ in "xy")
+            put.append(o._replace(radius=r, x=x, y=y))
         gaps = [math.dist((a.x, a.y), (b.x, b.y)) - a.radius - b.radius for i, a in enumerate(put) for b in put[:i]]
         if min(gaps, default=1) > 0:
             break
@@ -172,13 +176,14 @@ def scene_of(rng: random.Random, things, background=None) -> Scene:
 def sample(rng: random.Random, glyphs: float = 0.4) -> Scene:
     """A scene of the world: with probability `glyphs` a digit or letter, else one to three objects."""
     if rng.random() < glyphs:
-        char = rng.choice(DIGITS) if rng.random() < 0.9 else rng.choice(LETTERS)
-        if rng.random() < 0.7:  # bright on dark, as scanned handwriting often comes
+        char = rng.choice(DIGITS) if rng.random() < 0.95 else rng.choice(LETTERS)
+        if rng.random() < 0.8:  # bright on dark, as scanned handwriting often comes
             return scene_of(rng, a_glyph(rng, char), "black")
         return scene_of(rng, a_glyph(rng, char, rng.choice(list(COLOURS))))
-    fill = lambda: "solid" if rng.random() < 0.3 else None
-    n = rng.choice((1, 1, 1, 1, 2, 3))
-    return scene_of(rng, [an_object(rng, fill=fill()) for _ in range(n)])
+    things = []
+    for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 3))):
+        things.append(an_object(rng, fill="solid" if rng.random() < 0.4 else None, radius=(13, 27)))
+    return scene_of(rng, things)
 
 
 # ------------------------------------------------------------------------------------------------ drawing
@@ -254,7 +259,7 @@ def _a(phrase):
 def phrase(o: Object, rng: random.Random) -> str:
     """The object in words: mostly colour and kind, sometimes size, rarely its fill."""
     words = [o.size] if rng.random() < 0.2 else []
-    words += [o.fill] if rng.random() < 0.15 else []
+    words += [o.fill] if rng.random() < 0.2 else []
     words += [o.colour] if rng.random() < 0.9 else []
     return _a(" ".join([*words, o.kind if rng.random() < 0.92 else "shape"]))
 
