@@ -1,4 +1,4 @@
-"""What every method gets tested on: one table, a row per method (vlmx/methods/README.md says how to add one).
+"""What every method gets tested on: one table, a row per method. A new method adds a row.
 
 Backbones are small and random, of different widths and depths; data are random; what is held is the machinery.
 """

@@ -31,7 +31,7 @@ def test_help_shows_the_flags():
     "args, said",
     [
         ((), "--config is missing"),
-        (("--config", "configs/digit.py"), "Did you mean 'digits'"),
+        (("--config", "configs/digit.py"), "Did you mean 'configs/digits.py'"),
         (("--config", "configs/digits.py:cop"), "Did you mean 'coop'"),
         (("--config", "configs/digits.py:coop,n_ctz=4"), "Did you mean 'n_ctx'"),
         (("--config", "configs/digits.py:coop,n_ctx=four"), "expected int, got 'four'"),

@@ -3,14 +3,15 @@
 Any field of the config can be set: --config.shots=4, --config.recipe.coop.optimizer.lr=0.01.
 """
 
-import inspect
+import ast
+import importlib.util
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vlmx.errors import UserError
+from vlmx.errors import UserError, unknown
 
 flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<the config's title>.")
 flags.DEFINE_bool("list", False, "Show the benchmarks and the methods, and stop.")
@@ -46,25 +47,57 @@ def main(argv):
 
 def listing():
     """The benchmarks (configs/*.py) and the methods (vlmx/methods/*.py), each with the first line of its docstring."""
-    from vlmx import method
 
-    lines = ["benchmarks (configs/*.py):"]
-    for path in sorted(Path("configs").glob("*.py")):
-        doc = inspect.cleandoc(path.read_text().split('"""')[1]) if '"""' in path.read_text() else ""
-        if path.stem not in ("common", "recipes"):
-            lines.append(f"  {path.stem:18s} {doc.splitlines()[0] if doc else ''}")
-    lines.append("methods:")
-    for name in method.names():
-        doc = inspect.getdoc(__import__(f"vlmx.methods.{name}", fromlist=[name])) or ""
-        lines.append(f"  {name:18s} {doc.splitlines()[0] if doc else ''}")
-    return "\n".join(lines)
+    def lines(folder, hidden=()):
+        for path in sorted(folder.glob("*.py")):
+            doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+            if path.stem not in hidden and doc:
+                yield f"  {path.stem:18s} {doc.splitlines()[0]}"
+
+    benchmarks = lines(Path("configs"), hidden=("common", "recipes"))
+    methods = lines(Path(__file__).parent / "methods", hidden=("__init__",))
+    return "\n".join(["benchmarks (configs/*.py):", *benchmarks, "methods (vlmx/methods/*.py):", *methods])
+
+
+def parse(argv):
+    """absl's parsing of the flags, after a look at --config whose errors absl would tell in a traceback."""
+    for i, arg in enumerate(argv):
+        name, equals, value = arg.lstrip("-").partition("=")
+        if name == "config" and arg.startswith("-"):
+            check_fields(load(value if equals else " ".join(argv[i + 1 : i + 2])), argv)
+    return app.parse_flags_with_usage(argv)
+
+
+def load(named):
+    """The config of `configs/<benchmark>.py[:...]`. UserError where there is no such file or it refuses its argument."""
+    path, colon, arg = named.partition(":")
+    path = Path(path)
+    if not path.is_file():
+        raise unknown("config", str(path), Path("configs").glob("*.py"))
+    sys.path.insert(0, str(path.resolve().parent.parent))  # configs import configs/common.py
+    spec = importlib.util.spec_from_file_location("config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*([arg] if colon else []))
+
+
+def check_fields(config, argv):
+    """UserError for a --config.<field> that the config does not have, naming the nearest."""
+    for arg in argv:
+        if arg.startswith(("--config.", "-config.")):
+            node, path = config, arg.partition("=")[0].partition("config.")[2]
+            for field in path.split("."):
+                field = field.partition("[")[0]
+                if field not in node:
+                    raise unknown(f"field config.{path}:", field, node.keys())
+                node = node[field] if hasattr(node[field], "keys") else {}
 
 
 def command():
-    """Entry of `python -m vlmx.main`: errors in the flags themselves are told in a line, too."""
-    sys.path.insert(0, str(Path.cwd()))  # configs import configs/common.py
+    """Entry of `python -m vlmx.main`: errors of the person's are told in a line, without a traceback."""
+    sys.modules["__main__"].__doc__ += "\n" + listing()  # for --help
     try:
-        app.run(main)
+        app.run(main, flags_parser=parse)
     except UserError as e:
         print(f"\nerror: {e}", file=sys.stderr)
         sys.exit(2)

@@ -363,7 +363,7 @@ def train_steps(method, tx, total):
         v = {"train": optax.apply_updates(v["train"], updates), "fixed": v["fixed"]}
         if method.after:
             v = method.after(v, n, total)
-        return v, opt, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        return v, opt, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
 
     def call(state, model, consts, support, xs, keys):
         def body(state, x):
@@ -393,7 +393,7 @@ def index_stream(world, problem, group, seeds, batch, M, start, total, K):
 
 
 def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):
-    """Augmented images from step `start`: "image" `[1, S, B, H, W, 3]` uint8, "label", "index", "weight" `[1, S, B]`."""
+    """Augmented images from step `start`: "image" `[1, S, B, S, S, 3]`, "label", "index", "weight" `[1, S, B]`."""
     config, dataset = world.config, world.dataset
     splits = [fewshot.take(dataset.train, problem.train[s]) for s in group]
     splits = [s._replace(labels=protocols.relabel(s.labels, problem.labels)) for s in splits]
