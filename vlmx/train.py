@@ -301,6 +301,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     one = jax.tree.map(lambda a: a[0], v["train"])
     tx, schedule = optim.make(recipe.optimizer, per_epoch, total, one)
     state = {**v, "opt": jax.vmap(tx.init)(v["train"]), "step": jnp.zeros((), jnp.int32)}
+    state = jax.device_put(state, shard.on(mesh))  # a restored state comes back to where this one lies
     count = partition.count(one)
     share = 100 * count / partition.count(world.model.params)
     say(f"{run}: {count:,} trained parameters ({share:.3g} % of the model), {len(seeds)} seeds at once")
