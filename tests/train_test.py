@@ -147,7 +147,7 @@ def compilations(c, workdir):
         train.run(c, workdir)
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
-    return names.count("call"), names.count("_predict"), names.count("_encode")
+    return tuple(names.count(f"jit({name})") for name in ("call", "_predict", "_encode"))
 
 
 def test_nothing_is_compiled_again_between_epochs_splits_and_seeds(tmp_path):
@@ -191,9 +191,22 @@ def test_a_folder_of_ones_own_images(tmp_path):
     assert results["dataset"]["notes"] and list((tmp_path / "run").glob("*.csv"))
 
 
+def test_a_data_set_with_test_images_only_can_be_tested_on(tmp_path):
+    for wnid in ("n01443537", "n02007558", "n02123394"):
+        os.makedirs(tmp_path / "imagenet-adversarial/imagenet-a" / wnid)
+        Image.new("RGB", (70, 80), "red").save(tmp_path / "imagenet-adversarial/imagenet-a" / wnid / "0.jpg")
+    c = config(None, name="imagenet_a", data__root=str(tmp_path), model__name="tiny_clip")
+    results = train.run(c, tmp_path / "run")
+    assert results["dataset"]["classnames"] == ["goldfish", "flamingo", "Persian cat"]
+    assert results["dataset"]["n_train"] == 0 and results["runs"][0]["summary"]["accuracy"]["n"] == 1
+    c = config("coop", name="imagenet_a", data__root=str(tmp_path), model__name="tiny_clip")
+    with pytest.raises(UserError, match="no training images"):
+        train.run(c, tmp_path / "coop")
+
+
 def test_unreadable_images_stop_the_run_with_their_list_or_are_counted(tmp_path):
     root = folder(tmp_path / "images", broken=10)
-    with pytest.raises(UserError, match=r"0\.png: the file is empty"):
+    with pytest.raises(UserError, match=r"\d\.png: the file is empty"):
         train.run(own(root), tmp_path / "stop")
     for i in range(4, 10):  # a class needs images that can be read
         (root / "red" / f"{i}.png").write_bytes((root / "blue" / f"{i}.png").read_bytes())
