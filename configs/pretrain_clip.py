@@ -11,14 +11,14 @@ def get_config(arg=""):
     config = ConfigDict()
     config.family = "pretrain"
     config.seed = 0
-    config.data = ConfigDict(dict(views=100_000, captions=4, glyphs=0.45, length=14, seed=0, workers=2))
+    config.data = ConfigDict(dict(views=100_000, captions=4, shares=(0.4, 0.25), length=14, seed=0, workers=2))
     config.vision = ConfigDict(dict(width=128, layers=4, heads=2, patch=16))
     config.text = ConfigDict(dict(width=128, layers=2, heads=2, context=32, vocab=1536))
     config.embed_dim = 128
-    config.batch, config.steps = 64, 6000
+    config.batch, config.steps, config.first = 64, 5500, 1200
     config.rate, config.warmup, config.decay = 1e-3, 200, 0.1
     config.log_every = 20
     if arg == "smoke":
         config.data.update(views=300, workers=0)
-        config.batch, config.steps = 32, 4
+        config.batch, config.steps, config.first = 16, 4, 2
     return config

@@ -27,27 +27,29 @@ def test_loss_is_symmetric_infonce():
 def test_temperature_stays_below_its_limit():
     after = method.make("contrastive").after
     v = {"train": {"logit_scale": jnp.asarray(9.0), "w": jnp.ones(2)}, "fixed": {}}
-    assert float(jnp.exp(after(v, 0, 1)["train"]["logit_scale"])) == pytest.approx(100, rel=1e-5)
+    assert float(jnp.exp(after(v, 0, 1, 1)["train"]["logit_scale"])) == pytest.approx(100, rel=1e-5)
     v["train"]["logit_scale"] = jnp.asarray(2.0)
-    assert float(after(v, 0, 1)["train"]["logit_scale"]) == 2
+    assert float(after(v, 0, 1, 1)["train"]["logit_scale"]) == 2
 
 
 def test_batches_depend_on_the_seed_alone_stay_in_a_group_and_go_through_all_images():
-    images = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
-    ids, group = np.arange(24).reshape(12, 2, 1), np.arange(12) % 3 == 0  # groups of 4 and 8
-    a, b, other = (list(pairs.batches(images, ids, group, 4, 6, seed)) for seed in (0, 0, 1))
+    images = np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
+    ids, group = np.arange(32).reshape(16, 2, 1), np.arange(16) % 4 // 2 + np.arange(16) % 2  # groups of 4, 8 and 4
+    a, b, other = (list(pairs.batches(images, ids, group, 4, 11, 3, seed)) for seed in (0, 0, 1))
     assert all((x["image"] == y["image"]).all() and (x["ids"] == y["ids"]).all() for x, y in zip(a, b))
     assert any((x["ids"] != y["ids"]).any() for x, y in zip(a, other))
     rows = [x["image"][:, 0, 0, 0] for x in a]
-    assert np.bincount(np.concatenate(rows), minlength=12).tolist() == [2] * 12  # 6 batches of 4: two epochs of 12
     for r, x in zip(rows, a):
         assert len(set(group[r])) == 1
         assert (r == x["ids"][:, 0] // 2).all()  # an image keeps its own captions
+    assert {*group[np.concatenate(rows[:3])]} == {0, 1}  # the first steps leave out group 2
+    assert sorted(np.concatenate(rows[:3])) == np.flatnonzero(group < 2).tolist()
+    assert np.bincount(np.concatenate(rows[3:]), minlength=16).tolist() == [2] * 16  # then 8 batches of 4: two epochs
 
 
 def test_pairs_are_the_same_from_any_number_of_workers(monkeypatch):
     monkeypatch.setattr(pairs, "CHUNK", 4)
-    here, there = (list(pairs.views(0, 10, 2, 0.5, workers)) for workers in (0, 2))
+    here, there = (list(pairs.views(0, 10, 2, (0.4, 0.3), workers)) for workers in (0, 2))
     assert [len(images) for images, *_ in here] == [4, 4, 2]
     for one, other in zip(here, there, strict=True):
         assert all((a == b).all() for a, b in zip(one, other, strict=True))

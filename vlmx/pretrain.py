@@ -35,10 +35,10 @@ def run(config, workdir):
     d = config.data
     parts, bar = [], logs.progress(d.views, "drawing", unit="view")
     with bar:
-        for part in pairs.views(d.seed, d.views, d.captions, d.glyphs, d.workers):
+        for part in pairs.views(d.seed, d.views, d.captions, d.shares, d.workers):
             parts.append(part)
             bar.update(len(part[0]))
-    images, captions, glyph = (np.concatenate(column) for column in zip(*parts))
+    images, captions, group = (np.concatenate(column) for column in zip(*parts))
     write_tokenizer(folder, captions[:, 0], config.text.vocab)
     words = tokenizer.load(folder, config.data.length, config.text.vocab)
     ids = words(captions.ravel(), truncate=True).reshape(*captions.shape, -1)  # [n, captions, T]
@@ -63,7 +63,7 @@ def run(config, workdir):
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(v["train"])
         updates, state = optimiser.update(grads, state, v["train"])
-        v = contrastive.after({**v, "train": optax.apply_updates(v["train"], updates)}, i, total)
+        v = contrastive.after({**v, "train": optax.apply_updates(v["train"], updates)}, i, total, total)
         return v, state, {"loss": loss, **metrics}
 
     # ---------------------------------------------------------------- steps
@@ -71,7 +71,7 @@ def run(config, workdir):
     logs.say(f"training {count:,} parameters for {total} steps of {config.batch} pairs")
     with logs.Logs(workdir) as log, logs.progress(total, "pre-training") as bar:
         log.begin("contrastive")
-        for i, batch in enumerate(pairs.batches(images, ids, glyph, config.batch, total, config.seed)):
+        for i, batch in enumerate(pairs.batches(images, ids, group, config.batch, total, config.first, config.seed)):
             v, state, metrics = step(v, state, i, batch)
             bar.update()
             if i % config.log_every == 0 or i == total - 1:

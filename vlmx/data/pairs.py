@@ -14,12 +14,13 @@ from vlmx.data import scenes
 CHUNK = 500
 
 
-def views(seed: int, count: int, captions: int, glyphs: float, workers: int):
-    """Yields `count` scenes in parts: images uint8 `(n, 64, 64, 3)`, captions str `(n, captions)`, glyph or not `(n,)`.
+def views(seed: int, count: int, captions: int, shares: tuple[float, float], workers: int):
+    """Yields `count` scenes in parts: images uint8 `(n, 64, 64, 3)`, captions str `(n, captions)`, groups `(n,)`.
 
+    `shares`: of glyphs and of silhouettes, as in scenes.sample.
     The same for any number of workers; 0 draws in this process.
     """
-    part = functools.partial(_part, seed, captions, glyphs)
+    part = functools.partial(_part, seed, captions, tuple(shares))
     spans = [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     if not workers:
         yield from map(part, spans)
@@ -28,29 +29,38 @@ def views(seed: int, count: int, captions: int, glyphs: float, workers: int):
         yield from pool.imap(part, spans)
 
 
-def _part(seed, captions, glyphs, span):
-    images, said, glyph = [], [], []
+def _part(seed, captions, shares, span):
+    images, said, group = [], [], []
     for i in range(*span):
         rng = random.Random(f"pretrain/{seed}/{i}")
-        scene = scenes.sample(rng, glyphs)
+        scene = scenes.sample(rng, *shares)
         images.append(scenes.draw(scene))
         said.append([scenes.caption(scene, rng) for _ in range(captions)])
-        glyph.append(scene.glyph is not None)
-    return np.stack(images), np.array(said), np.array(glyph)
+        group.append(_group(scene))
+    return np.stack(images), np.array(said), np.array(group)
 
 
-def batches(images, ids, group, size, steps, seed):
+def _group(scene):
+    """0 glyph, 1 silhouette, 2 anything: in the first two, shape is all there is to tell apart."""
+    if scene.glyph:
+        return 0
+    return 1 if scene.background == "black" and {o.colour for o in scene.objects} == {"white"} else 2
+
+
+def batches(images, ids, group, size, steps, first, seed):
     """`steps` batches, in a new order each epoch; each time with any of an image's captions, moved by a few pixels.
 
-    A batch is of one `group` `(n,)`: telling a digit from a star teaches nothing, telling it from other digits does.
+    A batch is of one `group` `(n,)`, and the `first` steps leave out group 2: where colour tells scenes apart, shape is
+    learnt late (measured: 1,300 mixed steps left digits near chance that 350 steps of digits alone took to 44 %).
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     epoch = []
-    for _ in range(steps):
-        if not epoch:
-            for g in np.unique(group):
+    for step in range(steps):
+        if not epoch or step == first:
+            epoch = []
+            for g in (0, 1, 2) if step >= first else (0, 1):
                 rows = rng.permutation(np.flatnonzero(group == g))
-                epoch += np.split(rows[: len(rows) // size * size], len(rows) // size)
+                epoch += list(rows[: len(rows) // size * size].reshape(-1, size))
             epoch = [epoch[i] for i in rng.permutation(len(epoch))]
         rows = epoch.pop()
         said = rng.integers(0, ids.shape[1], size)

@@ -173,17 +173,20 @@ def scene_of(rng: random.Random, things, background=None) -> Scene:
     return Scene(objects, glyph, background, _shade(rng, background, 12), rng.choice((0, 0, 4, 8)), rng.getrandbits(32))
 
 
-def sample(rng: random.Random, glyphs: float = 0.4) -> Scene:
-    """A scene of the world: with probability `glyphs` a digit or letter, else one to three objects."""
-    if rng.random() < glyphs:
+def sample(rng: random.Random, glyphs: float = 0.4, silhouettes: float = 0.0) -> Scene:
+    """A scene of the world, one to three objects; or, with these probabilities, a glyph, or a white object on black."""
+    kind = rng.random()
+    if kind < glyphs:
         char = rng.choice(DIGITS) if rng.random() < 0.95 else rng.choice(LETTERS)
-        if rng.random() < 0.8:  # bright on dark, as scanned handwriting often comes
+        if rng.random() < 0.9:  # bright on dark, as scanned handwriting often comes
             return scene_of(rng, a_glyph(rng, char), "black")
         return scene_of(rng, a_glyph(rng, char, rng.choice(list(COLOURS))))
+    alone = kind < glyphs + silhouettes
     things = []
-    for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 3))):
-        things.append(an_object(rng, fill="solid" if rng.random() < 0.4 else None, radius=(13, 27)))
-    return scene_of(rng, things)
+    for _ in range(1 if alone else rng.choice((1, 1, 1, 1, 1, 2, 3))):
+        fill = "solid" if rng.random() < 0.4 else None
+        things.append(an_object(rng, colour="white" if alone else None, fill=fill, radius=(13, 27)))
+    return scene_of(rng, things, "black" if alone else None)
 
 
 # ------------------------------------------------------------------------------------------------ drawing
