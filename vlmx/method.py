@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from vlmx import partition
-from vlmx.errors import unknown
+from vlmx.errors import UserError, unknown
+
+PHOTO = "a photo of a {}."  # the template of the methods that ignore the data set's own
 
 
 class Task(NamedTuple):
@@ -62,10 +64,11 @@ class Method(NamedTuple):
     setup:    (model, task) -> consts: frozen, computed once for a list of classes, shared by seeds.
     finalize: (v, model, consts, val) -> v: a search after training, on validation data alone; for one seed, on the
               host. `val` holds "features" (n, E) and "label" (n,).
-    after:    (v, step, total) -> v: pure, inside the step.
+    after:    (v, step, total, per_epoch) -> v: pure, inside the step; total and per_epoch (steps) are Python ints.
     needs:    "features" (the image tower is untouched, so its output is enough) or "pixels".
     trains:   regular expressions of the backbone's parameters that are tuned too; the loop keeps them in
               v["train"]["backbone"] and hands `apply` the model with them in place.
+    taps:     points of the image tower where it inserts something (models/layers.py); not every tower offers all.
     carries:  whether what was learned applies to classes that were not trained on.
     """
 
@@ -77,7 +80,30 @@ class Method(NamedTuple):
     after: Callable | None = None
     needs: str = "features"
     trains: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
     carries: bool = True
+
+
+    @property
+    def untrained(self):
+        """Whether there is nothing to train."""
+        return self.init is no_init and not self.trains
+
+
+def start(method, key, model, consts, support):
+    """The start `v` of one seed, with the backbone weights that the method tunes in v["train"]["backbone"]."""
+    v = method.init(key, model, consts, support)
+    if not method.trains:
+        return v
+    rules = [*((regex, True) for regex in method.trains), (".*", False)]
+    return {**v, "train": {**v["train"], "backbone": partition.split(model.params, rules)[0]}}
+
+
+def refuse_tower(name, method, model, model_name):
+    """UserError where the image tower does not offer the points at which the method inserts something."""
+    offered = model.image_points
+    if not set(method.taps) <= set(offered):
+        raise UserError(f"{name} needs a ViT image tower; {model_name} offers: {', '.join(offered)}.")
 
 
 def tuned(model, v):
@@ -143,3 +169,14 @@ def encode_texts(model, ids, batch=512):
     rows = min(batch, n)
     padded = jnp.concatenate([ids, jnp.repeat(ids[-1:], -n % rows, axis=0)])
     return jnp.concatenate([_encode_text(model, padded[i : i + rows]) for i in range(0, n, rows)])[:n]
+
+
+def template_features(model, task, templates):
+    """Text features `(C, templates, E)` of every class in every template, not normalised."""
+    texts, what = prompts(task, templates)
+    return encode_texts(model, task.tokenize(texts, what)).reshape(len(task.classnames), len(templates), -1)
+
+
+def class_texts(model, task, template):
+    """Token ids `(C, T)` of every class in one template, and their EOT positions `(C,)`."""
+    return cut(model, jnp.asarray(task.tokenize(*prompts(task, (template,)))))

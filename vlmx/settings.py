@@ -69,6 +69,11 @@ def epochs_of(recipe, shots):
     return next((epochs for most, epochs in pairs if 0 < shots <= most), pairs[-1][1])
 
 
+def steps_of(recipe, shots, per_epoch):
+    """Training steps: of the recipe's epochs, or, where these are 0, `steps_per_shot` for each image of a class."""
+    return epochs_of(recipe, shots) * per_epoch or recipe.get("steps_per_shot", 0) * max(shots, 1)
+
+
 def uses_pixels(config, method, recipe):
     """Whether a training step reads images: the method needs them, or they are augmented anew in each epoch."""
     return method.needs == "pixels" or (config.data.augment != "none" and epochs_of(recipe, config.shots) > 0)

@@ -65,6 +65,9 @@ def run(config, workdir):
     # ---------------------------------------------------------------- the frozen model
     model, tokenizer, digest = load_model(config, mesh)
     size = model.config.vision.image_size
+    made = {cell: settings.make(config, *cell) for cell in cells}
+    for (name, _), method in made.items():
+        methods.refuse_tower(name, method, model, config.model.name)
     say(f"model: {config.model.name}, {partition.count(model.params):,} parameters, frozen, {size} x {size} pixels")
 
     # ---------------------------------------------------------------- frozen features, each image once
@@ -76,7 +79,6 @@ def run(config, workdir):
     if unreadable and config.data.bad_images == "stop":
         raise UserError(pipeline.stop_message(unreadable, sizes["test"]))
     bad += unreadable
-    made = {cell: settings.make(config, *cell) for cell in cells}
     if any(method.needs == "features" and name != config.reference for (name, _), method in made.items()):
         for part in ("train", "val"):
             used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
@@ -188,7 +190,7 @@ def cell(world, name, protocol, method, problem, number):
     for s, rows in enumerate(problem.train):
         groups.setdefault(len(rows), []).append(s)
     fitted = {}
-    for group in groups.values() if method.init is not methods.no_init else ():
+    for group in groups.values() if not method.untrained else ():
         steps = "steps" if len(groups) == 1 else "steps-" + "_".join(str(config.seeds[s]) for s in group)
         v = fit(world, f"{name}-{protocol}", method, recipe, consts, problem, group, meta, folder / steps)
         if method.finalize:
@@ -285,19 +287,14 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
 
     def start(key, model, support):
-        v = method.init(key, model, consts, support)
-        if method.trains:
-            rules = [*((regex, True) for regex in method.trains), (".*", False)]
-            v["train"]["backbone"], _ = partition.split(model.params, rules)
-        return v
+        return methods.start(method, key, model, consts, support)
 
     v = jax.jit(jax.vmap(start, in_axes=(0, None, 0)))(keys, world.model, support)
-    epochs = settings.epochs_of(recipe, config.shots)
-    if not epochs:
-        return v
-    batch = min(recipe.batch, M)
+    batch = min(recipe.get("batch", M), M)
     per_epoch = max(M // batch, 1)
-    total = epochs * per_epoch
+    total = settings.steps_of(recipe, config.shots, per_epoch)
+    if not total:
+        return v
     one = jax.tree.map(lambda a: a[0], v["train"])
     tx, schedule = optim.make(recipe.optimizer, per_epoch, total, one)
     state = {**v, "opt": jax.vmap(tx.init)(v["train"]), "step": jnp.zeros((), jnp.int32)}
@@ -319,7 +316,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     # ---- steps
     pixels = settings.uses_pixels(config, method, recipe)
     K = 1 if pixels else max(k for k in range(1, min(total, config.steps_per_call) + 1) if total % k == 0)
-    steps = train_steps(method, tx, total)
+    steps = train_steps(method, tx, total, per_epoch)
     stream = (pixel_stream if pixels else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
     logger = logs.Logs(world.workdir)
     logger.begin(run, done, seeds=seeds)
@@ -346,7 +343,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     return {"train": state["train"], "fixed": state["fixed"]}
 
 
-def train_steps(method, tx, total):
+def train_steps(method, tx, total, per_epoch=1):
     """The compiled call `(state, model, consts, support, xs, keys) -> (state, metrics)`: K steps of S seeds.
 
     Gradients are taken of the tuned tree alone, so frozen weights get none, nor optimiser state, nor a copy.
@@ -363,7 +360,7 @@ def train_steps(method, tx, total):
         updates, opt = tx.update(grads, opt, v["train"])
         v = {"train": optax.apply_updates(v["train"], updates), "fixed": v["fixed"]}
         if method.after:
-            v = method.after(v, n, total)
+            v = method.after(v, n, total, per_epoch)
         return v, opt, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
 
     def call(state, model, consts, support, xs, keys):

@@ -23,7 +23,7 @@ def make(max_scale=100.0):
         model = model.replace(params=v["train"])
         return {"logits": model.logits(model.image(batch["image"]), model.encode_text(batch["ids"]))}  # (B, B)
 
-    def after(v, step, total):
+    def after(v, step, total, per_epoch=None):
         scale = jnp.minimum(v["train"]["logit_scale"], jnp.log(max_scale))
         return {**v, "train": {**v["train"], "logit_scale": scale}}
 

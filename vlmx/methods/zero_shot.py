@@ -4,7 +4,7 @@ W_c = N(mean_t N(text(template_t(class_c)))) and logits = s * N(img) . W, with s
 """
 
 from vlmx.errors import unknown
-from vlmx.method import Method, encode_texts, image_features, prompts
+from vlmx.method import Method, image_features, template_features
 from vlmx.models.clip import normalize
 
 
@@ -29,7 +29,5 @@ def make(templates="dataset"):
 
 def class_weights(model, task, templates):
     """The zero-shot classifier `(C, E)`: unit features of each template, their mean, again of unit length."""
-    texts, what = prompts(task, templates)
-    features = encode_texts(model, task.tokenize(texts, what))
-    per_template = normalize(features).reshape(len(task.classnames), len(templates), -1)  # [C,templates,E]
+    per_template = normalize(template_features(model, task, templates))
     return normalize(per_template.mean(axis=1))

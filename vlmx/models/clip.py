@@ -157,6 +157,11 @@ def normalize(x, axis=-1):
     return x / jnp.linalg.norm(x, axis=axis, keepdims=True)
 
 
+def cosine(a, b):
+    """Cosines `(m, n)` float32 of rows `(m, E)` and `(n, E)`."""
+    return jnp.matmul(normalize(a), normalize(b).T, precision="highest")
+
+
 @flax.struct.dataclass
 class Clip:
     """A frozen CLIP: `params`, a pytree, and functions that read it. Passed to jit as an argument, never donated."""
@@ -174,6 +179,12 @@ class Clip:
         if images.dtype == jnp.uint8:
             images = (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
         return _image_tower(c, tap).apply({"params": self.params["vision"]}, images, theta).astype(jnp.float32)
+
+    @property
+    def image_points(self):
+        """The points at which the image tower can be tapped."""
+        linear = ("attn/q", "attn/k", "attn/v", "attn/o", "attn", "mlp/fc", "mlp/proj", "mlp")
+        return ("pooled",) if isinstance(self.config.vision, ResNet) else ("tokens", "block", *linear, "pooled")
 
     def tokens(self, ids):
         """Token embeddings `(C, T, D)` of ids `(C, T)`, without positions."""
@@ -195,8 +206,7 @@ class Clip:
 
     def logits(self, img, txt):
         """`exp(logit_scale) * cosine`, `(B, C)` float32, of features `(B, E)` and `(C, E)`."""
-        cosine = jnp.matmul(normalize(img), normalize(txt).T, precision="highest")
-        return jnp.exp(self.params["logit_scale"].astype(jnp.float32)) * cosine
+        return jnp.exp(self.params["logit_scale"].astype(jnp.float32)) * cosine(img, txt)
 
 
 def _image_tower(c, tap=no_tap):
