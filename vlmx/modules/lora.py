@@ -1,0 +1,62 @@
+"""Low-rank updates of linear maps (Hu et al. 2021, arXiv 2106.09685, equation (3)): W x + b + scale * B A x.
+
+L layers, D width (both inputs and outputs), r rank. The updates are added at the tap behind a linear map, so that no
+kernel is copied per seed; `merged` adds them to the weights, for use without a tap.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlmx.modules.adapters import uniform
+
+
+class LowRank(nn.Module):
+    """A `(L, D, r)` and B `(L, r, D)` for each of `maps` ("q", "k", "v", "o") of a tower's attention.
+
+    A starts as PyTorch's linear layers do, B at zero: at the start nothing is changed.
+    """
+
+    layers: int
+    width: int
+    rank: int
+    maps: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self):
+        def pair(name):
+            A = self.param(f"{name}_A", uniform(self.width), (self.layers, self.width, self.rank))
+            B = self.param(f"{name}_B", nn.initializers.zeros, (self.layers, self.rank, self.width))
+            return {"A": A, "B": B}
+
+        return {name: pair(name) for name in self.maps}
+
+
+def tap(scale, dropout=0.0):
+    """The tap that adds the updates of theta = {"q": {"A", "B"}, ...}.
+
+    With `dropout` the branch's input is dropped out, by a mask for each map of its own, where theta has the layer's
+    "key".
+    """
+
+    def add(point, y, x, theta):
+        name = point.removeprefix("attn/")
+        if theta is None or name == point or name not in theta:
+            return y
+        if dropout and "key" in theta:
+            kept = jax.random.bernoulli(jax.random.fold_in(theta["key"], "qkvo".index(name)), 1 - dropout, x.shape)
+            x = jnp.where(kept, x / (1 - dropout), 0)
+        A, B = (theta[name][k].astype(x.dtype) for k in "AB")
+        return y + scale * (x @ A @ B)
+
+    return add
+
+
+def merged(params, updates, scale):
+    """A tower's parameters with the updates {"q": {"A", "B"}, ...} added to the kernels of its attention."""
+    attn = dict(params["blocks"]["attn"])
+    for name, low in updates.items():
+        kernel = attn[name]["kernel"]
+        update = scale * jnp.einsum("LDr,LrE->LDE", low["A"], low["B"], precision="highest")
+        attn[name] = {**attn[name], "kernel": (kernel + update).astype(kernel.dtype)}
+    return {**params, "blocks": {**params["blocks"], "attn": attn}}
