@@ -3,6 +3,10 @@
 Tolerances are those of the reference vectors: 2e-5 of a tensor's largest value, 1e-4 for gradients.
 """
 
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +16,10 @@ from golden_cases import assert_close
 from golden_tools import load_case, tokenizer
 
 from vlmx import method as methods
-from vlmx import optim
+from vlmx import optim, partition
 from vlmx.methods import coop, zero_shot
+from vlmx.models.clip import Clip, cosine, normalize
+from vlmx.modules import lora, prompts
 
 FORWARD, GRADIENT = 2e-5, 1e-4
 
@@ -28,16 +34,6 @@ def batch_of(tensors):
     images = jnp.asarray(tensors["in/pixel_values"])
     label = jnp.asarray(tensors["in/labels"])
     return {"image": images, "label": label, "weight": jnp.ones(len(label))}
-
-
-def descend(objective, params, tx, steps=3):
-    """Parameters after some steps and the losses before each."""
-    state, losses = tx.init(params), []
-    for _ in range(steps):
-        loss, grads = jax.value_and_grad(objective)(params)
-        updates, state = tx.update(grads, state, params)
-        params, losses = optax.apply_updates(params, updates), [*losses, loss]
-    return params, jnp.stack(losses)
 
 
 @pytest.mark.golden("clip/zero_shot", "clip/zero_shot_rn")
@@ -62,42 +58,313 @@ def test_golden_zero_shot(golden):
     assert_close(method.loss(out, batch)[0], tensors["out/eval/loss"], FORWARD, "loss")
 
 
-@pytest.mark.golden("clip/coop")
-def test_golden_coop(golden):
+# -------------------------------------------------------------------- methods with tuned parameters
+def prompts_in_both(h):
+    return {
+        "n_ctx_text": h["n_ctx_text"],
+        "n_ctx_vision": h["n_ctx_vision"],
+        "depth_text": h["prompt_depth_text"],
+        "depth_vision": h["prompt_depth_vision"],
+        "ctx_init": h["ctx_init"].removesuffix(" #."),
+    }
+
+
+# What a case's hyper-parameters are called in our make().
+HYPER = {
+    "coop": lambda h: {
+        "n_ctx": h["n_ctx"],
+        "ctx_init": h["ctx_init"],
+        "class_token_position": h["class_token_position"],
+        "csc": h["class_specific_context"],
+    },
+    "cocoop": lambda h: {"n_ctx": h["n_ctx"], "ctx_init": h["ctx_init"]},
+    "clip_adapter": lambda h: {"ratio": h["ratio"], "reduction": h["reduction"]},
+    "taskres": lambda h: {"alpha": h["residual_scale"]},
+    "vpt": lambda h: {"n_ctx": h["n_ctx_vision"], "depth": h["prompt_depth_vision"]},
+    "ivlp": prompts_in_both,
+    "maple": lambda h: {"n_ctx": h["n_ctx"], "depth": h["prompt_depth"], "ctx_init": h["ctx_init"]},
+    "clip_lora": lambda h: {
+        "rank": h["rank"],
+        "alpha": h["alpha"],
+        "dropout": h["dropout_rate"],
+        "maps": "".join(h["params"]),
+        "towers": h["encoder"],
+    },
+    "promptsrc": lambda h: {
+        **prompts_in_both(h),
+        **{k: h[k] for k in ("gpa_mean", "gpa_std", "teacher_templates")},
+        "text_weight": h["text_loss_weight"],
+        "image_weight": h["image_loss_weight"],
+    },
+    "apex": lambda h: {**prompts_in_both(h), "beta": h["beta"], "threshold": h["threshold"]},
+}
+
+# Where a case's parameter lies in our tuned tree; {0} is a group of the regex, the group "layer" the slice of a stack.
+PLACES = [
+    (r"ctx", "ctx"),
+    (r"meta_net\.linear1\.(weight|bias)", "meta_net/down/{0}"),
+    (r"meta_net\.linear2\.(weight|bias)", "meta_net/up/{0}"),
+    (r"adapter\.(down|up)\.weight", "{0}/weight"),
+    (r"residual", "x"),
+    (r"(text|vision)_prompt\.(?P<layer>\d+)", "{0}"),
+    (r"vision_proj\.(?P<layer>\d+)\.(weight|bias)", "F/{1}"),
+    (r"(vision|text)\.(?P<layer>\d+)\.([qkvo])\.([AB])", "{0}/{2}_{3}"),
+    (r"text_adapter\.matrix", "adapter/W"),
+    (r"text_adapter\.bias", "adapter/b"),
+]
+
+
+def place(name):
+    """(path in our tree, layer or None, whether a matrix is stored transposed) of a case's parameter."""
+    for regex, path in PLACES:
+        if m := re.fullmatch(regex, name):
+            layer = m.groupdict().get("layer")
+            path = path.format(*m.groups()).replace("weight", "kernel")
+            return path, layer and int(layer), name.endswith((".weight", ".A", ".B"))
+    raise AssertionError(f"no place for the case's parameter {name}")
+
+
+def ours(tensors, prefix, like):
+    """Our tuned tree, of the structure and shapes of `like`, with the case's tensors `prefix/<name>`."""
+    found = {}
+    for name in (n.removeprefix(prefix) for n in tensors if n.startswith(prefix)):
+        path, layer, turned = place(name)
+        value = tensors[prefix + name]
+        found.setdefault(path, {})[layer] = value.T if turned else value
+    names, leaves = partition.paths(like), jax.tree.leaves(like)
+    assert sorted(names) == sorted(found)
+    stacks = [found[n][None] if None in found[n] else np.stack([found[n][i] for i in sorted(found[n])]) for n in names]
+    filled = [jnp.asarray(a.reshape(b.shape)) for a, b in zip(stacks, leaves, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(like), filled)
+
+
+class Reference:
+    """A case's tensors, and which of them nothing has been compared with yet."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+        self.left = {n for n in tensors if not n.startswith(("in/", "param/", "frozen/"))}
+
+    def close(self, got, name, tol=FORWARD):
+        self.left.remove(name)
+        want = self.tensors[name]
+        assert_close(jnp.reshape(got, want.shape), want, tol, name)
+
+    def tree(self, tree, prefix, tol=FORWARD):
+        """Our tuned tree against every parameter under `prefix`, in the case's own layout."""
+        leaves = dict(zip(partition.paths(tree), jax.tree.leaves(tree), strict=True))
+        parameters = [n.removeprefix("param/") for n in self.tensors if n.startswith("param/")]
+        for name in parameters:
+            path, layer, turned = place(name)
+            got = leaves[path] if layer is None else leaves[path][layer]
+            full = prefix + name
+            if full not in self.tensors:  # only the first rows are kept of a large one, or (start values) nothing
+                first = [n for n in self.left if n.startswith(full + ".rows_0_")]
+                assert first or prefix == "init/", f"{full} is missing"
+                for n in first:
+                    self.close(got[: int(n.rsplit("_", 1)[1])], n, tol)
+            else:
+                self.close(got.T if turned else got, full, tol)
+
+    def outputs(self, out, prefix):
+        """Everything under `prefix` that the method returns by the same name."""
+        for name in [n for n in sorted(self.left) if n.startswith(prefix)]:
+            if (key := name.removeprefix(prefix)) in out:
+                self.close(out[key], name)
+
+
+def official(h):
+    """The optimiser of a case at its base rate, None where the case has none."""
+    if "official" in h:  # CLIP-LoRA: a cosine per step to 1e-6
+        o = h["official"]
+        b1, b2 = o["betas"]
+        cosine = {"name": "cosine", "end": 1e-6}
+        return {"name": "adamw", "lr": o["lr"], "wd": o["weight_decay"], "b1": b1, "b2": b2, "schedule": cosine}
+    if "optimizer" not in h:
+        return None
+    momentum = {} if h.get("momentum") is None else {"momentum": h["momentum"]}
+    return {"name": h["optimizer"], "lr": h["lr"], "wd": h["weight_decay"]} | momentum | h.get("adadelta", {})
+
+
+def moved(tx):
+    """(parameters, state, gradients) -> (parameters, state) after a step of an optimiser."""
+
+    def update(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return update
+
+
+class Held(NamedTuple):
+    """What the extra checks of a method may need."""
+
+    method: methods.Method
+    model: Clip
+    task: methods.Task
+    consts: dict
+    v: dict
+    batch: dict
+    step: Callable  # (params, batch) -> (outputs in training, in evaluation, gradients)
+
+
+@pytest.mark.golden(*(f"clip/{name}" for name in HYPER))
+def test_golden_method(golden):
     case, tensors, model = load_case(golden)
-    h, batch = case["hyperparameters"], batch_of(tensors)
-    method = coop.make(
-        n_ctx=h["n_ctx"],
-        ctx_init=h["ctx_init"],
-        class_token_position=h["class_token_position"],
-        csc=h["class_specific_context"],
+    name, h, batch, ref = case["method"], case["hyperparameters"], batch_of(tensors), Reference(tensors)
+    method = methods.make(name, **HYPER[name](h))
+    t = methods.Task(
+        tuple(h.get("classes") or h["train_classes"]),
+        tuple(h.get("templates") or [h.get("template", "")]),
+        (),
+        tokenizer(golden, model.config.text.context),
     )
-    consts = method.setup(model, task(case, model, golden))
-    v = method.init(jax.random.key(0), model, consts, {})
-    assert v["train"]["ctx"].shape == tensors["param/ctx"].shape
-    if "init/ctx" in tensors:
-        assert_close(v["train"]["ctx"], tensors["init/ctx"], FORWARD, "start")
-    params = {"ctx": jnp.asarray(tensors["param/ctx"])}
+    if name == "taskres":  # the released code keeps the "_" of class names, we do not: it gives the token ids
+        ids = tensors["in/tokens"].swapaxes(0, 1).reshape(-1, model.config.text.context)
+        t = t._replace(tokenize=lambda texts, what: ids)
+    consts = method.setup(model, t)
+    start = method.init(jax.random.key(0), model, consts, {})
+    ref.tree(start["train"], "init/")
+    v = {"train": ours(tensors, "param/", start["train"]), "fixed": start["fixed"]}
+
+    def forward(params, batch, train):
+        return method.apply({**v, "train": params}, model, consts, batch, None, train)
 
     @jax.jit
-    def forward(params):
-        return method.apply({"train": params, "fixed": {}}, model, consts, batch, None, True)
+    def step(params, batch):
+        def objective(params):
+            out = forward(params, batch, True)
+            loss, metrics = method.loss(out, batch)
+            return loss, out | metrics | {"loss": loss}
 
-    def objective(params):
-        return method.loss(forward(params), batch)[0]
+        grads, out = jax.grad(objective, has_aux=True)(params)
+        return out, forward(params, batch, False), grads
 
-    T = consts["emb"].shape[1]
-    assembled = coop.assemble(params["ctx"], consts)
-    assert_close(assembled, tensors["out/eval/prompts"][:, :T], FORWARD, "prompts")
-    out = forward(params)
-    for mode in ("train", "eval"):
-        for name in ("logits", "image_features", "text_features"):
-            assert_close(out[name], tensors[f"out/{mode}/{name}"], FORWARD, f"{mode} {name}")
-    assert_close(objective(params), tensors["out/train/loss"], FORWARD, "loss")
-    assert_close(jax.grad(objective)(params)["ctx"], tensors["grad/ctx"], GRADIENT, "gradient")
+    out, out_eval, grads = step(v["train"], batch)
+    ref.outputs(out, "out/train/")
+    ref.outputs(out_eval, "out/eval/")
+    ref.tree(grads, "grad/", GRADIENT)
 
-    official = {"name": h["optimizer"], "lr": h["lr"], "wd": h["weight_decay"], "momentum": h["momentum"]}
-    for name, tx in (("sgd3", optax.sgd(h["lr"])), ("opt3", optim.make(official, 1, 3, params)[0])):
-        after, losses = descend(objective, params, tx)
-        assert_close(after["ctx"], tensors[f"{name}/ctx"], FORWARD, name)
-        assert_close(losses, tensors[f"{name}/losses"], FORWARD, f"{name} losses")
+    optimisers = {"sgd3": optax.sgd(0.002)}
+    if official(h):
+        optimisers["opt3"], schedule = optim.make(official(h), 1, 3, v["train"])
+    for run, tx in optimisers.items():
+        params, state, losses, update = v["train"], tx.init(v["train"]), [], jax.jit(moved(tx))
+        for _ in range(3):
+            out, _, grads = step(params, batch)
+            params, state = update(params, state, grads)
+            losses.append(out["loss"])
+        ref.tree(params, f"{run}/")
+        ref.close(jnp.stack(losses), f"{run}/losses")
+    if "opt3/learning_rates" in tensors:
+        ref.close(schedule(jnp.arange(3)), "opt3/learning_rates")
+
+    if name in MORE:
+        MORE[name](ref, case, Held(method, model, t, consts, v, batch, step))
+    assert not ref.left, f"nothing was compared with {sorted(ref.left)}"
+
+
+# -------------------------------------------------------------------- what only one method's cases hold
+def more_coop(ref, case, held):
+    prompts = coop.assemble(held.v["train"]["ctx"], held.consts)
+    name = "out/eval/prompts"
+    ref.tensors[name] = ref.tensors[name][:, : prompts.shape[1]]  # ours end with the longest prompt
+    ref.close(prompts, name)
+
+
+def more_clip_lora(ref, case, held):
+    h, model, train = case["hyperparameters"], held.model, held.v["train"]
+    params = dict(model.params)
+    for tower, pairs in train.items():
+        c = getattr(model.config, tower)
+        updates = lora.LowRank(c.layers, c.width, h["rank"], tuple(h["params"])).apply({"params": pairs})
+        params[tower] = lora.merged(params[tower], updates, h["scaling"])
+    plain = model.replace(params=params)
+    consts = held.consts
+    txt = plain.text(consts["emb"], consts["eot"])
+    ref.close(cosine(plain.image(held.batch["image"]), txt), "out/eval/cosine")
+
+
+def more_taskres(ref, case, held):
+    ref.close(held.consts["base"], "out/base_text_features")
+
+
+def more_promptsrc(ref, case, held):
+    """The run with aggregation: some epochs of the same batches; the average takes the prompts' place at the end."""
+    h, images = case["hyperparameters"], jnp.asarray(ref.tensors["in/gpa_pixel_values"].transpose(0, 1, 3, 4, 2))
+    epochs, per_epoch = h["gpa_epochs"], len(images)
+    ref.close(optim.gaussian_weights(epochs, h["gpa_mean"], h["gpa_std"]), "gpa/weights")
+    plan = {"name": "dassl", "warmup": h["warmup_epoch"], "kind": h["warmup_type"], "first": h["warmup_cons_lr"]}
+    total = epochs * per_epoch
+    tx, schedule = optim.make(official(h) | {"schedule": plan}, per_epoch, total, held.v["train"])
+    ref.close(schedule(per_epoch * jnp.arange(epochs)), "gpa/learning_rates")
+
+    after = jax.jit(held.method.after, static_argnums=(2, 3))
+    v, state, losses, ends, update = held.v, tx.init(held.v["train"]), [], [], jax.jit(moved(tx))
+    for n in range(total):
+        out, _, grads = held.step(v["train"], held.batch | {"image": images[n % per_epoch]})
+        params, state = update(v["train"], state, grads)
+        losses.append(out["loss"])
+        if (n + 1) % per_epoch == 0:
+            ends.append(params)
+        v = after({**v, "train": params}, n, total, per_epoch)
+    ref.close(jnp.stack(losses), "gpa/losses")
+    for name in [n.removeprefix("param/") for n in ref.tensors if n.startswith("param/")]:
+        path, layer, _ = place(name)
+        ref.close(jnp.stack([end[path][layer] for end in ends]), f"gpa/trajectory/{name}")
+    ref.tree(v["train"], "gpa/final/")
+    ref.close(held.step(v["train"], held.batch)[1]["logits"], "gpa/eval_logits")
+
+
+def more_apex(ref, case, held):
+    """Evaluation on the training classes and on new ones, with the plain pre-trained model (ours) and with the released
+    code's second copy, which carries random prompts: its features take the place of the pre-trained model's."""
+    h, model, method, v = case["hyperparameters"], held.model, held.method, held.v
+
+    def vectors(tower):
+        names = sorted(n for n in ref.tensors if n.startswith(f"frozen/temp_{tower}_prompt."))
+        return jnp.stack([ref.tensors[n] for n in names]) if names else None
+
+    def copy_text(consts, tokens):  # deep prompts of the copy; its input embeddings are the hand-written words
+        deep, ids = vectors("text"), jnp.asarray(tokens)
+        if deep is None:
+            return consts["plain"]
+        theta = prompts.by_layer(jnp.concatenate([deep[:1], deep]), model.config.text.layers)
+        return model.text(model.tokens(ids), model.eot(ids), prompts.behind_start, theta)
+
+    copy_image = prompts.encode_image(model, held.batch["image"], vectors("vision"))
+    new = held.task._replace(classnames=tuple(h["new_classes"]))
+    consts_new = method.setup(model, new)
+    trained = copy_text(held.consts, ref.tensors["in/tokens"])
+    situations = {
+        "eval_train": (held.consts, "in/tokens", copy_image),
+        "eval_new": (consts_new, "in/new_tokens", copy_image),
+        "eval_new_plain_temp": (consts_new, None, model.image(held.batch["image"])),
+    }
+    for prefix, (consts, tokens, images) in situations.items():
+        prefix = f"out/{prefix}/"
+        test, seen = consts["plain"], held.consts["plain"]
+        if tokens:
+            test, seen = copy_text(consts, ref.tensors[tokens]), trained
+        if prefix + "distance_test_text_features" in ref.left:
+            ref.close(test, prefix + "distance_test_text_features")
+            ref.close(seen, prefix + "distance_train_text_features")
+        ref.close(images, prefix + "image_features_temp")
+        fed = held.batch | ({"features": images} if tokens else {})  # without, the method encodes the images itself
+        tree = {**v, "fixed": {"trained_classes": seen}}
+        out = jax.jit(method.apply, static_argnums=5)(tree, model, consts | {"plain": test}, fed, None, False)
+        for side in ("image", "text"):
+            out[f"final_{side}_features"] = normalize(out[f"final_{side}_features"])
+        for name in ("diff_nn", "diff_avg"):  # 1 - cosine cancels: held absolutely
+            ref.left.remove(prefix + name)
+            np.testing.assert_allclose(out[name], ref.tensors[prefix + name], rtol=0, atol=FORWARD)
+        ref.outputs(out, prefix)
+
+
+MORE = {
+    "coop": more_coop,
+    "taskres": more_taskres,
+    "clip_lora": more_clip_lora,
+    "promptsrc": more_promptsrc,
+    "apex": more_apex,
+}
