@@ -1,11 +1,13 @@
 """Every config resolves, and its methods, recipes and data set exist; no data needed."""
 
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
+from configs import recipes
 from vlmx import settings
 from vlmx.data import classification
 from vlmx.errors import UserError
@@ -45,6 +47,33 @@ def test_coop_has_its_published_settings():
     asked = config("dtd", "coop,n_ctx=4")
     assert settings.hyper(asked, "coop", "base_to_new") == settings.hyper(asked, "coop", "few_shot")
     assert c.data.augment == "crop" and tuple(c.data.crop_scale) == (0.08, 1.0) and c.seeds == (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_has_the_methods_own_hyper_parameters(name):
+    c = config("dtd", name)
+    make = importlib.import_module(f"vlmx.methods.{name}").make
+    assert set(c.recipe[name].hyper) == set(inspect.signature(make).parameters)
+    assert settings.check(c) == [(name, "few_shot"), (name, "base_to_new")]
+
+
+@pytest.mark.parametrize(
+    ("name", "shots", "steps", "rate", "batch"),
+    [  # of 20 steps an epoch
+        ("cocoop", 16, 200, 0.002, 1),
+        ("vpt", 16, 100, 0.0025, 4),
+        ("ivlp", 16, 100, 0.0035, 4),
+        ("maple", 16, 100, 0.0035, 4),
+        ("promptsrc", 16, 400, 0.0025, 4),
+        ("apex", 16, 300, 0.15, 16),
+        ("taskres", 4, 2000, 0.002, 256),
+        ("taskres", 16, 4000, 0.002, 256),
+        ("clip_lora", 4, 2000, 2e-4, 32),
+    ],
+)
+def test_published_settings(name, shots, steps, rate, batch):
+    recipe = config("dtd", name).recipe[name]
+    assert (settings.steps_of(recipe, shots, 20), recipe.optimizer.lr, recipe.batch) == (steps, rate, batch)
 
 
 def test_keys_behind_the_colon():

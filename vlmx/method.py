@@ -91,12 +91,13 @@ class Method(NamedTuple):
 
 
 def start(method, key, model, consts, support):
-    """The start `v` of one seed, with the backbone weights that the method tunes in v["train"]["backbone"]."""
+    """The start `v` of one seed; backbone weights that the method tunes are in v["train"]["backbone"], in float32."""
     v = method.init(key, model, consts, support)
     if not method.trains:
         return v
     rules = [*((regex, True) for regex in method.trains), (".*", False)]
-    return {**v, "train": {**v["train"], "backbone": partition.split(model.params, rules)[0]}}
+    backbone = jax.tree.map(lambda a: a.astype(jnp.float32), partition.split(model.params, rules)[0])
+    return {**v, "train": {**v["train"], "backbone": backbone}}
 
 
 def refuse_tower(name, method, model, model_name):
