@@ -1,6 +1,10 @@
-"""Contrastive pre-training of the tiny CLIP on the embedded world's scenes.
+"""Contrastive pre-training of the tiny CLIP on the embedded world's scenes, 1.5 million parameters.
 
 python -m vlmx.main --config configs/pretrain_clip.py --workdir DIR
+
+On two CPU cores about 2 minutes of drawing and 20 to 25 of training. The weights that are shipped came from two runs that
+are written down in vlmx/assets/tiny_clip/pretrain.json, with their zero-shot accuracy (percent): digits 70.0,
+objects 65.3, textures 45.3; objects as sketches 58.0, with noise 57.9, inverted 62.2, at low resolution 65.1.
 """
 
 from ml_collections import ConfigDict

@@ -28,7 +28,7 @@ CLASSNAMES = {
 TEMPLATES = {
     "digits": ("a photo of the digit {}.",),
     "objects": ("a photo of a {}.",),
-    "textures": ("a photo of a {} shape.",),
+    "textures": ("a photo of a {} white circle.",),
 }
 SHIFTS = ("sketch", "noise", "inverted", "lowres")
 NAMES = (*CLASSNAMES, *(f"objects_{shift}" for shift in SHIFTS))
@@ -79,14 +79,14 @@ class Drawn(Sequence):
 
 
 def scene(benchmark: str, part: str, i: int) -> scenes.Scene:
-    """Scene i of a split: one object of class i % classes; small, grainy, in any fill, or it would be too easy."""
+    """Scene i of a split: one object of class i % classes, all else drawn freely."""
     rng, label = random.Random(f"{benchmark}/{part}/{i}"), i % len(CLASSNAMES[benchmark])
     if benchmark == "objects":
         colour, kind = _OBJECTS[label]
-        thing = scenes.an_object(rng, kind, colour, radius=(7, 14))
+        thing, background = scenes.an_object(rng, kind, colour, radius=(13, 26)), None
     else:
-        thing = scenes.an_object(rng, fill=_TEXTURES[label], radius=(14, 26))
-    return scenes.scene_of(rng, [thing])._replace(grain=rng.choice((4, 8, 12)))
+        thing, background = scenes.an_object(rng, "circle", "white", _TEXTURES[label], radius=(18, 27)), "black"
+    return scenes.scene_of(rng, [thing], background)
 
 
 def _shifted(shift, scene, seed):
@@ -99,7 +99,7 @@ def _shifted(shift, scene, seed):
         pixels = scenes.draw(scene).astype(int)
         return (pixels + 255 - pixels.max(-1, keepdims=True) - pixels.min(-1, keepdims=True)).astype(np.uint8)
     if shift == "lowres":
-        small = Image.fromarray(scenes.draw(scene)).resize((14, 14), Image.Resampling.BOX)
+        small = Image.fromarray(scenes.draw(scene)).resize((9, 9), Image.Resampling.BOX)
         return np.asarray(small.resize((scenes.SIDE, scenes.SIDE), Image.Resampling.BICUBIC))
     paper = (250, 250, 245)
     contours = tuple(o._replace(fill="outlined", ground=paper) for o in scene.objects)

@@ -262,7 +262,7 @@ def _a(phrase):
 def phrase(o: Object, rng: random.Random) -> str:
     """The object in words: mostly colour and kind, sometimes size, rarely its fill."""
     words = [o.size] if rng.random() < 0.2 else []
-    words += [o.fill] if rng.random() < 0.2 else []
+    words += [o.fill] if rng.random() < 0.45 else []
     words += [o.colour] if rng.random() < 0.9 else []
     return _a(" ".join([*words, o.kind if rng.random() < 0.92 else "shape"]))
 
