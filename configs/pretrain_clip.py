@@ -2,9 +2,10 @@
 
 python -m vlmx.main --config configs/pretrain_clip.py --workdir DIR
 
-On two CPU cores about 2 minutes of drawing and 20 to 25 of training. The weights that are shipped came from two runs that
-are written down in vlmx/assets/tiny_clip/pretrain.json, with their zero-shot accuracy (percent): digits 70.0,
-objects 65.3, textures 45.3; objects as sketches 58.0, with noise 57.9, inverted 62.2, at low resolution 65.1.
+On two CPU cores about 2 minutes of drawing and, at the 3 to 5 steps a second measured on shared ones, 20 to 30 of
+training. The weights that are shipped came from two runs, written down in vlmx/assets/tiny_clip/pretrain.json, not yet
+from this config in one piece. Their zero-shot accuracy (percent): digits 70.0, objects 65.3, textures 45.3;
+objects as sketches 58.0, with noise 57.9, inverted 62.2, at low resolution 65.1.
 """
 
 from ml_collections import ConfigDict

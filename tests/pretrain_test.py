@@ -10,6 +10,7 @@ import pytest
 from configs import pretrain_clip
 from vlmx import method, pretrain
 from vlmx.data import pairs, tokenizer
+from vlmx.errors import UserError
 from vlmx.methods import contrastive
 from vlmx.models import convert
 from vlmx.models.clip import Clip
@@ -45,6 +46,11 @@ def test_batches_depend_on_the_seed_alone_stay_in_a_group_and_go_through_all_ima
     assert {*group[np.concatenate(rows[:3])]} == {0, 1}  # the first steps leave out group 2
     assert sorted(np.concatenate(rows[:3])) == np.flatnonzero(group < 2).tolist()
     assert np.bincount(np.concatenate(rows[3:]), minlength=16).tolist() == [2] * 16  # then 8 batches of 4: two epochs
+
+
+def test_too_few_views_are_said_to_be_too_few():
+    with pytest.raises(UserError, match=r"3 views.*batch of 4.*data\.views"):
+        next(pairs.batches(np.zeros((3, 8, 8, 3), np.uint8), np.zeros((3, 1, 1), int), np.zeros(3, int), 4, 1, 0, 0))
 
 
 def test_pairs_are_the_same_from_any_number_of_workers(monkeypatch):

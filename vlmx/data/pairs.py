@@ -10,6 +10,7 @@ import random
 import numpy as np
 
 from vlmx.data import scenes
+from vlmx.errors import UserError
 
 CHUNK = 500
 
@@ -61,6 +62,8 @@ def batches(images, ids, group, size, steps, first, seed):
             for g in (0, 1, 2) if step >= first else (0, 1):
                 rows = rng.permutation(np.flatnonzero(group == g))
                 epoch += list(rows[: len(rows) // size * size].reshape(-1, size))
+            if not epoch:
+                raise UserError(f"no group of the {len(images)} views fills a batch of {size}: draw more (data.views)")
             epoch = [epoch[i] for i in rng.permutation(len(epoch))]
         rows = epoch.pop()
         said = rng.integers(0, ids.shape[1], size)
