@@ -58,6 +58,7 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
     config.steps_per_call = 50  # at most so many steps of one compiled call, where features are stored
     config.checkpoint_every = 500  # steps
     config.mesh = ConfigDict({"seed": 1, "data": -1, "fsdp": 1, "tensor": 1})
+    config.shardings = ()  # rules that go before those of vlmx/shard.py: ("model/.*/token_embed", "- fsdp"), ...
 
     apply(config, settings)
     if smoke:

@@ -5,6 +5,7 @@ Backbones are small and random, of different widths and depths; data are random;
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,13 @@ CONFIGS = {
 CLASSES = ("cat", "oak tree", "sports_car", "dog")
 OTHERS = ("red bird", "boat", "clock")
 SEEDS = (1, 2)
+MESHES = {
+    "8x1": {"data": 8},
+    "4x2": {"data": 4, "fsdp": 2},
+    "2x2x2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "seeds": {"seed": 2, "data": 4},
+}
+ONE = {"seed": 1, "data": 1, "fsdp": 1, "tensor": 1}
 M, B = 8, 8  # training images of a seed, images of a batch
 
 
@@ -67,16 +75,16 @@ def encoded(model_name, seeds=SEEDS):
     return np.stack([np.asarray(jax.jit(lambda m, x: m.image(x))(model, x)) for x in images])
 
 
-def fit(row, model_name="vit", seeds=SEEDS, devices=1, K=4, live=False, model=None):
+def fit(row, model_name="vit", seeds=SEEDS, mesh=ONE, K=4, live=False, model=None):
     """K steps of a method for all seeds at once: (method, model, consts, start, end, losses)."""
     model = model or backbone(model_name)
     name, hyper = METHODS[row]
     method = methods.make(name, **hyper)
-    mesh = shard.make_mesh(devices=jax.devices()[:devices])
-    model = jax.device_put(model, shard.on(mesh))
+    mesh = shard.make_mesh(mesh, jax.devices()[: math.prod(mesh.values())])
+    model = model.replace(params=shard.place(model.params, shard.shardings(mesh, model.params, shard.MODEL)))
     consts = method.setup(model, task())
     images, label = pictures(model, seeds)
-    support = shard.put(mesh, {"features": encoded(model_name, seeds), "label": label}, "seed")
+    support = shard.put(mesh, "support", {"features": encoded(model_name, seeds), "label": label})
     keys = jnp.stack([jax.random.key(s) for s in seeds])
     start = jax.jit(jax.vmap(lambda k, s: method.init(k, model, consts, s)))(keys, support)
     if not jax.tree.leaves(start["train"]):
@@ -89,9 +97,10 @@ def fit(row, model_name="vit", seeds=SEEDS, devices=1, K=4, live=False, model=No
     }
     if live:
         xs |= {"image": np.tile(images[None], (K, 1, 1, 1, 1, 1)), "label": np.tile(label[None], (K, 1, 1))}
-    xs = shard.put(mesh, xs, None, "seed", shard.ROWS)
+    xs, support = shard.join(mesh, "steps", xs), None if live else support
     state = jax.tree.map(jnp.copy, state)  # it is donated
-    state, metrics = train_steps(method, tx, K)(state, model, consts, None if live else support, xs, keys)
+    state, consts, where = shard.lay_out(mesh, state, consts, support, model)
+    state, metrics = train_steps(method, tx, K, where=where)(state, model, consts, support, xs, keys)
     return method, model, consts, start, {k: state[k] for k in ("train", "fixed")}, np.asarray(metrics["loss"])
 
 
@@ -150,8 +159,10 @@ def test_seeds_side_by_side_equal_separate_runs(row):
 
 
 @pytest.mark.parametrize("row", [r for r in METHODS if tuned_by_gradient(r)])
-def test_eight_devices_equal_one(row):
-    close(fit(row, devices=8)[4], fit(row)[4])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_mesh_changes_no_number(row, mesh):
+    for many, one in zip(fit(row, mesh=ONE | MESHES[mesh], K=20)[4:], fit(row, K=20)[4:], strict=True):
+        close(many, one, 1e-4)
 
 
 @pytest.mark.parametrize("row", [r for r in METHODS if tuned_by_gradient(r)])

@@ -12,40 +12,51 @@ from vlmx.method import tuned
 from vlmx.metrics import accuracy
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _predict(apply, v, model, consts, batch):
     def one(v):
         logits = apply(v, tuned(model, v), consts, batch, None, False)["logits"]
         return logits.argmax(-1), jax.nn.softmax(logits).max(-1), jax.numpy.isnan(logits).any(-1)
 
-    return jax.vmap(one)(v) if jax.tree.leaves(v) else jax.tree.map(lambda a: a[None], one(v))
+    out = jax.vmap(one)(v) if jax.tree.leaves(v) else jax.tree.map(lambda a: a[None], one(v))
+    return *out, batch["index"], batch["weight"]
 
 
-def predict(method, v, model, consts, batches, n, mesh):
+@functools.cache
+def _predictor(mesh):
+    """`_predict` compiled for a mesh: what it says is on every device."""
+    where = (None, None, None, shard.batch(mesh))  # None: as the rules have placed it
+    return jax.jit(_predict, static_argnums=0, in_shardings=where, out_shardings=shard.on(mesh))
+
+
+def predict(method, v, model, consts, batches, n, mesh, rules=shard.METHOD):
     """Predictions of all seeds at once.
 
-    Args: v: the seeds' trees, stacked `[S, ...]`; an empty one counts as one seed. batches: of host arrays with
-    "index", -1 for padding, and "weight". n: images.
+    Args: v: the seeds' trees, stacked `[S, ...]`; an empty one counts as one seed. batches: of this process's rows of
+    host arrays with "index", -1 for padding, and "weight". n: images. rules: of shard.py, for v and consts.
 
     Returns: said `(S, n)` int, its probability `(S, n)`, weight `(n,)`.
     """
     S = len(jax.tree.leaves(v)[0]) if jax.tree.leaves(v) else 1
     said, p, weight = np.zeros((S, n), np.int32), np.zeros((S, n), np.float32), np.zeros(n, np.float32)
+    tree = {**v, "consts": consts}
+    v = shard.place(tree, shard.shardings(mesh, tree, rules))
+    consts = v.pop("consts")
     for b in batches:
-        real, index = b["index"] >= 0, b["index"]
-        out = _predict(method.apply, v, model, consts, shard.put(mesh, b, shard.ROWS))
-        label, prob, nan = map(np.asarray, out)
+        out = _predictor(mesh)(method.apply, v, model, consts, shard.join(mesh, "batch", b))
+        label, prob, nan, index, w = map(np.asarray, out)
+        real = index >= 0
         if nan[:, real].any():
             raise UserError(f"logits are NaN for {int(nan[:, real].sum())} of {S * int(real.sum())} predictions")
-        said[:, index[real]], p[:, index[real]], weight[index[real]] = label[:, real], prob[:, real], b["weight"][real]
+        said[:, index[real]], p[:, index[real]], weight[index[real]] = label[:, real], prob[:, real], w[real]
     return said, p, weight
 
 
-def feature_batches(features, weight, batch):
-    """Stored features `(n, E)` as batches of one shape; the last one is filled up with index -1."""
-    n = len(features)
+def feature_batches(features, weight, batch, process=(0, 1)):
+    """Stored features `(n, E)` as batches of one shape, of which process i of n gets the i-th part; the last batch is
+    filled up with index -1."""
+    n, (i, of) = len(features), process
     for start in range(0, n, batch):
-        rows = np.arange(start, start + batch)
+        rows = np.arange(start, start + batch)[i * batch // of : (i + 1) * batch // of]
         real = rows < n
         rows = np.where(real, rows, 0)
         yield {"features": features[rows], "weight": weight[rows] * real, "index": np.where(real, rows, -1)}

@@ -1,5 +1,6 @@
 """Features of frozen towers: every image is encoded once and read by every method and seed."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 
 from vlmx import shard
 from vlmx.data import pipeline
+from vlmx.errors import UserError
 from vlmx.logs import progress
 
 
@@ -17,25 +19,38 @@ class Features(NamedTuple):
     weight: np.ndarray
 
 
-@jax.jit
-def _encode(model, images):
-    return model.image(images)
+@functools.cache
+def _encoder(mesh):
+    """(model, images, index, weight) of the mesh -> features, index, weight on every device."""
+
+    def _encode(model, images, index, weight):
+        return model.image(images), index, weight
+
+    rows = shard.batch(mesh)
+    return jax.jit(_encode, in_shardings=(None, rows, rows, rows), out_shardings=shard.on(mesh))
 
 
 def encode(model, split, transform, *, batch, mesh, workers=0, upright=False, bad=None, what="images"):
-    """Image features of a split, each image once.
+    """Image features of a split, each image once; every process encodes its share and gets all.
 
     Args: split: data.task.Split. transform: image -> uint8 [S, S, 3]. batch: images a step, over the whole mesh.
     bad: a list that unreadable images are appended to; without it they end the pass in a UserError that lists them.
     """
     n = len(split.labels)
-    batch = -(-min(batch, max(n, 1)) // shard.rows(mesh)) * shard.rows(mesh)
+    batch = shard.up(mesh, min(batch, max(n, 1)))
     features = np.zeros((n, model.config.embed_dim), np.float32)
     weight = np.zeros(n, np.float32)
+    found, own = [], {"workers": workers, "upright": upright, "process": shard.share(mesh)[1]}
     with progress(n, f"encoding {what}", unit="image") as bar:
-        for b in pipeline.eval_batches(split, transform, batch, workers=workers, upright=upright, bad=bad):
-            out = np.asarray(_encode(model, shard.put(mesh, b["image"], shard.ROWS)))
-            real = b["index"] >= 0
-            features[b["index"][real]], weight[b["index"][real]] = out[real], b["weight"][real]
+        for b in pipeline.eval_batches(split, transform, batch, bad=found, **own):
+            b = shard.join(mesh, "batch", {k: b[k] for k in ("image", "index", "weight")})
+            out, index, w = map(np.asarray, _encoder(mesh)(model, b["image"], b["index"], b["weight"]))
+            real = index >= 0
+            features[index[real]], weight[index[real]] = out[real], w[real]
             bar.update(int(real.sum()))
+    found = sorted({pipeline.Bad(*b) for b in shard.everyone(found)})
+    if found and bad is None:
+        raise UserError(pipeline.stop_message(found, n))
+    if bad is not None:
+        bad += found
     return Features(features, weight)

@@ -1,12 +1,19 @@
-"""Writing files whole or not at all: killed in the middle, the old one is still there."""
+"""Writing files whole or not at all: killed in the middle, the old one is still there.
+
+In a run of several processes only the first one writes.
+"""
 
 import json
 import os
 from pathlib import Path
 
+import jax
+
 
 def write(path, content):
     """Write text or bytes to `path`, making its folder; a reader sees the old content or the new, never a part."""
+    if jax.process_index() != 0:
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")

@@ -18,16 +18,16 @@ def paths(tree):
     return [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def match(tree, rules):
+def match(tree, rules, defaults=()):
     """Which rule decides each leaf.
 
-    Args: tree: any pytree of arrays (or of shapes). rules: sequence of (regex, value).
+    Args: tree: any pytree of arrays (or of shapes). rules: sequence of (regex, value). defaults: rules that come behind
+    them and may decide nothing.
     Returns: (a tree of the same structure with the number of the rule, a readable summary: a line per rule).
     Raises: UserError for a bad regex, a rule that decides nothing, leaves that no rule matches.
     """
-    names, numbers = paths(tree), []
-    for name in names:
-        numbers.append(next((i for i, (regex, _) in enumerate(rules) if _compile(regex).fullmatch(name)), None))
+    names, every = paths(tree), compiled([*rules, *defaults])
+    numbers = [next((i for i, (regex, _) in enumerate(every) if regex.fullmatch(name)), None) for name in names]
     orphans = [name for name, number in zip(names, numbers) if number is None]
     if orphans:
         raise UserError(f"no rule matches {_few(orphans)}; rules: {_few([r for r, _ in rules])}. End with ('.*', ...).")
@@ -63,6 +63,11 @@ def merge(a, b):
 def count(tree):
     """How many numbers a tree of arrays (or of shapes) holds -> int."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def compiled(rules):
+    """The rules with their regular expressions compiled; UserError for one that is none."""
+    return [(_compile(regex), value) for regex, value in rules]
 
 
 def _compile(regex):

@@ -8,7 +8,7 @@ import json
 import jax.numpy as jnp
 
 from vlmx import method as methods
-from vlmx import optim
+from vlmx import optim, shard
 from vlmx.data import protocols, task
 from vlmx.errors import UserError, unknown
 from vlmx.files import write_json
@@ -31,6 +31,7 @@ def check(config):
         raise UserError(f"shots: expected a positive number of images a class, or -1 for all; got {config.shots}.")
     if config.data.name not in task.known():
         raise unknown("data set", config.data.name, task.known())
+    shard.check(config.shardings, ("model", *config.methods))
     cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
     for name, protocol in cells:
         make(config, name, protocol)

@@ -44,6 +44,8 @@ def run(config, workdir):
         say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
         return done
     mesh = shard.make_mesh(config.mesh)
+    sizes = {f"recipe.{name}.batch": settings.recipe_of(config, name).get("batch", 0) for name, _ in cells}
+    shard.refuse_uneven(mesh, len(config.seeds), sizes)
     device = f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
     say(f"devices: {device}, mesh {dict(mesh.shape)}; results go to {workdir}")
 
@@ -157,17 +159,16 @@ def words(world, labels):
     return methods.Task(names, dataset.templates, task.ensemble(dataset), tokenize)
 
 
-def predict(world, method, v, consts, part):
+def predict(world, method, v, consts, part, rules=shard.METHOD):
     """(said (S, n), p (S, n), weight (n,)) of a part of the test split; `said` are positions in the part's classes."""
-    batch = world.config.eval_batch
+    batch, process = shard.up(world.mesh, world.config.eval_batch), shard.share(world.mesh)[1]
     if method.needs == "features":
         test = world.stored["test"]
-        batches = evaluate.feature_batches(test.features[part.index], test.weight[part.index], batch)
+        batches = evaluate.feature_batches(test.features[part.index], test.weight[part.index], batch, process)
     else:
         split = fewshot.take(world.dataset.test, part.index)
-        batches = evaluate.image_batches(split, world.transform, batch, **world.reading, bad=[])
-    batches = (shard.pad(b, 0, shard.rows(world.mesh)) for b in batches)
-    return evaluate.predict(method, v, world.model, consts, batches, len(part.index), world.mesh)
+        batches = evaluate.image_batches(split, world.transform, batch, **world.reading, process=process, bad=[])
+    return evaluate.predict(method, v, world.model, consts, batches, len(part.index), world.mesh, rules)
 
 
 # -------------------------------------------------------------------- one method under one protocol
@@ -181,7 +182,7 @@ def cell(world, name, protocol, method, problem, number):
         return saved["run"], saved["mistakes"]
     began = time.monotonic()
     recipe, consts = settings.recipe_of(config, name), method.setup(world.model, words(world, problem.labels))
-    hyper = settings.hyper(config, name, protocol)
+    hyper, rules = settings.hyper(config, name, protocol), shard.rules_of(config.shardings, name) + shard.METHOD
     meta = {"method": name, "hyper": hyper, "backbone": world.digest, "protocol": protocol, "shots": config.shots}
     meta |= {"classes": [world.dataset.classnames[c] for c in problem.labels]}
 
@@ -209,7 +210,8 @@ def cell(world, name, protocol, method, problem, number):
             notes.append(f"{name} cannot be carried to classes it was not trained on: no {part_name} accuracy")
             continue
         classes = words(world, part.labels)
-        said, p, weight = predict(world, method, v, consts if own else method.setup(world.model, classes), part)
+        facts = consts if own else method.setup(world.model, classes)
+        said, p, weight = predict(world, method, v, facts, part, rules)
         truth = protocols.relabel(world.dataset.test.labels[part.index], part.labels)
         for s, outcome in enumerate(outcomes):
             numbers, per_class, matrix = evaluate.scores(said[s], truth, classes.classnames, weight)
@@ -281,24 +283,28 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     support = {"label": labels}
     if "train" in world.stored and method.needs == "features":
         support["features"] = np.stack([[world.stored["train"][i] for i in r.tolist()] for r in rows])  # [S,M,E]
-    support = shard.put(mesh, support, "seed")
+    rules = shard.rules_of(config.shardings, meta["method"])
+    shard.refuse_uneven(mesh, len(seeds), {})
+    support = shard.put(mesh, "support", support, rules + shard.METHOD)
 
     # ---- the start of each seed
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
 
-    def start(key, model, support):
+    def start(key, model, consts, support):
         return methods.start(method, key, model, consts, support)
 
-    v = jax.jit(jax.vmap(start, in_axes=(0, None, 0)))(keys, world.model, support)
+    v = jax.jit(jax.vmap(start, in_axes=(0, None, None, 0)))(keys, world.model, consts, support)
     batch = min(recipe.get("batch", M), M)
     per_epoch = max(M // batch, 1)
     total = settings.steps_of(recipe, config.shots, per_epoch)
     if not total:
-        return v
-    one = jax.tree.map(lambda a: a[0], v["train"])
+        return shard.gather(mesh, v)
+    one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), v["train"])
     tx, schedule = optim.make(recipe.optimizer, per_epoch, total, one)
-    state = {**v, "opt": jax.vmap(tx.init)(v["train"]), "step": jnp.zeros((), jnp.int32)}
-    state = jax.device_put(state, shard.on(mesh))  # a restored state comes back to where this one lies
+    pixels = settings.uses_pixels(config, method, recipe)
+    state = {**v, "opt": jax.jit(jax.vmap(tx.init))(v["train"]), "step": np.zeros((), np.int32)}
+    support = None if pixels else support
+    state, consts, where = shard.lay_out(mesh, state, consts, support, world.model, rules)
     count = partition.count(one)
     share = 100 * count / partition.count(world.model.params)
     say(f"{run}: {count:,} trained parameters ({share:.3g} % of the model), {len(seeds)} seeds at once")
@@ -314,19 +320,17 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
         say(f"{run}: going on after step {done} of {total}")
 
     # ---- steps
-    pixels = settings.uses_pixels(config, method, recipe)
     K = 1 if pixels else max(k for k in range(1, min(total, config.steps_per_call) + 1) if total % k == 0)
-    steps = train_steps(method, tx, total, per_epoch)
+    steps = train_steps(method, tx, total, per_epoch, where)
     stream = (pixel_stream if pixels else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
     logger = logs.Logs(world.workdir)
     logger.begin(run, done, seeds=seeds)
     saved_at = done
     with logs.progress(total, run, start=done) as bar:
         for xs in stream:
-            xs = shard.put(mesh, xs, None, "seed", shard.ROWS)
-            state, metrics = steps(state, world.model, consts, None if pixels else support, xs, keys)
+            state, metrics = steps(state, world.model, consts, support, xs, keys)
             done += K
-            metrics = {k: np.asarray(m).mean(axis=0) for k, m in metrics.items()}  # [S]
+            metrics = {k: m.mean(axis=0) for k, m in shard.gather(mesh, metrics).items()}  # [S]
             refuse_nonfinite(run, done, seeds, metrics)
             if done % per_epoch == 0 or K > 1:
                 rate = float(schedule(done - 1))
@@ -340,15 +344,16 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     logger.close()
     checkpoints.wait_until_finished()
     checkpoints.close()
-    return {"train": state["train"], "fixed": state["fixed"]}
+    return shard.gather(mesh, {"train": state["train"], "fixed": state["fixed"]})
 
 
-def train_steps(method, tx, total, per_epoch=1):
+def train_steps(method, tx, total, per_epoch=1, where=None):
     """The compiled call `(state, model, consts, support, xs, keys) -> (state, metrics)`: K steps of S seeds.
 
     Gradients are taken of the tuned tree alone, so frozen weights get none, nor optimiser state, nor a copy.
     Args: support: stored features and labels `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks; None where xs
-    holds the batches themselves. The state is donated. Metrics are `[K, S]`.
+    holds the batches themselves. where: in_shardings and out_shardings (shard.lay_out); None: as the arguments lie.
+    The state is donated. Metrics are `[K, S]`.
     """
 
     def step(v, opt, model, consts, batch, key, n):  # one seed
@@ -376,7 +381,7 @@ def train_steps(method, tx, total, per_epoch=1):
 
         return jax.lax.scan(body, state, xs)
 
-    return jax.jit(call, donate_argnums=0)
+    return jax.jit(call, donate_argnums=0, **(where or {}))
 
 
 def index_stream(world, problem, group, seeds, batch, M, start, total, K):
@@ -387,12 +392,14 @@ def index_stream(world, problem, group, seeds, batch, M, start, total, K):
         steps = [divmod(n, per_epoch) for n in range(first, first + K)]
         index = np.array([[order(M, batch, seed, epoch)[i] for seed in seeds] for epoch, i in steps], np.int32)
         xs = {"index": index, "weight": np.ones(index.shape, np.float32)}
-        yield shard.pad(xs, 2, shard.rows(world.mesh))
+        yield shard.put(world.mesh, "steps", shard.pad(xs, 2, shard.rows(world.mesh)))
 
 
 def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):
     """Augmented images from step `start`: "image" `[1, S, B, S, S, 3]`, "label", "index", "weight" `[1, S, B]`."""
-    config, dataset = world.config, world.dataset
+    config, dataset, mesh = world.config, world.dataset, world.mesh
+    (i, n), process = shard.share(mesh)  # this process draws its part of the seeds and of the images
+    group, seeds = (np.array_split(values, n)[i].tolist() for values in (group, seeds))
     splits = [fewshot.take(dataset.train, problem.train[s]) for s in group]
     splits = [s._replace(labels=protocols.relabel(s.labels, problem.labels)) for s in splits]
     size = world.model.config.vision.image_size
@@ -400,9 +407,10 @@ def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):
         augment = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
     else:
         augment = world.transform
-    batches = pipeline.train_batches(splits, augment, batch, seeds, start=start, stop=total, **world.reading)
-    for b in batches:
-        yield shard.pad({k: a[None] for k, a in b.items()}, 2, shard.rows(world.mesh))
+    reading = world.reading | {"process": process}
+    for b in pipeline.train_batches(splits, augment, batch, seeds, start=start, stop=total, **reading):
+        b = shard.pad({k: a[None] for k, a in b.items()}, 2, shard.rows(mesh) // process[1])
+        yield shard.join(mesh, "steps", b)
 
 
 def search(world, method, v, consts, problem, group):
@@ -438,10 +446,12 @@ def refuse_nonfinite(run, step, seeds, metrics):
 def load_model(config, mesh):
     """(Clip, tokenizer, digest) placed on the mesh."""
     m = config.model
+    rules = shard.rules_of(config.shardings, "model")
     loaded = zoo.load(
         m.name, image_size=m.image_size or None, dtype=m.dtype, param_dtype=m.param_dtype,
-        place=lambda path, shape: shard.on(mesh),
+        place=lambda path, shape: shard.sharding(mesh, path, shape, rules + shard.MODEL),
     )  # fmt: skip
+    shard.refuse_unused(loaded.model.params, rules)
     model = loaded.model.replace(config=dataclasses.replace(loaded.model.config, remat=m.remat))
     return model, loaded.tokenizer, loaded.digest
 
@@ -452,12 +462,15 @@ def drop_unreadable(config, dataset, problems):
     for part in ("train", "val"):
         split = getattr(dataset, part)
         used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
-        found = pipeline.check(fewshot.take(split, used), dataset.upright, config.data.workers)
+        mine = shard.own(used)
+        found = pipeline.check(fewshot.take(split, mine), dataset.upright, config.data.workers)
+        found = shard.everyone([b._replace(index=int(mine[b.index])) for b in found])
+        found = sorted(pipeline.Bad(*b) for b in found)
         if found and config.data.bad_images == "stop":
             raise UserError(pipeline.stop_message(found, len(used)))
         for problem in problems.values() if found else ():
             rows = getattr(problem, part)
-            rows[:] = [r[~np.isin(r, used[[b.index for b in found]])] for r in rows]
+            rows[:] = [r[~np.isin(r, [b.index for b in found])] for r in rows]
         bad += found
     return bad
 
