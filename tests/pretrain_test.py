@@ -63,7 +63,7 @@ def test_pairs_are_the_same_from_any_number_of_workers(monkeypatch):
 
 def test_a_run_ends_in_a_checkpoint_with_tokenizer_and_figures(tmp_path):
     config = pretrain_clip.get_config("smoke")
-    config.vision.width, config.vision.layers, config.data.views = 64, 1, 150
+    config.vision.layers, config.text.layers, config.data.views = 1, 1, 150
     made = pretrain.run(config, tmp_path)
     shape, params = convert.read(tmp_path / "clip")
     words = tokenizer.load(tmp_path / "clip", shape.text.context, shape.text.vocab)

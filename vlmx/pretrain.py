@@ -3,17 +3,16 @@
 `python -m vlmx.main --config configs/pretrain_clip.py --workdir DIR` comes here.
 """
 
-import functools
 import json
 import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from vlmx import logs, method
+from vlmx import logs, method, optim, partition, train
 from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
 from vlmx.models import convert
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
@@ -43,40 +42,31 @@ def run(config, workdir):
     words = tokenizer.load(folder, config.data.length, config.text.vocab)
     ids = words(captions.ravel(), truncate=True).reshape(*captions.shape, -1)  # [n, captions, T]
 
-    # ---------------------------------------------------------------- model, method, optimiser: the house's own
+    # ---------------------------------------------------------------- model, method, optimiser, step: the house's own
     shape = clip_config(config, vocab=len(words.hf))
     model = Clip({}, shape)
     contrastive = method.make("contrastive")
     v = contrastive.init(jax.random.key(config.seed), model, {}, {})
-    total = config.steps
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.rate, min(config.warmup, total // 10), total)
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(rate, b1=0.9, b2=0.98, eps=1e-6, weight_decay=config.decay, mask=_is_kernel),
-    )
-    state = optimiser.init(v["train"])
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(v, state, i, batch):
-        def objective(train):
-            return contrastive.loss(contrastive.apply({**v, "train": train}, model, {}, batch, train=True), batch)
-
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(v["train"])
-        updates, state = optimiser.update(grads, state, v["train"])
-        v = contrastive.after({**v, "train": optax.apply_updates(v["train"], updates)}, i, total, total)
-        return v, state, {"loss": loss, **metrics}
+    total, count = config.steps, partition.count(v["train"])
+    tx, schedule = optim.make(config.optimizer, total, total, v["train"])
+    state = {**v, "opt": tx.init(v["train"])}
+    state = jax.tree.map(lambda a: a[None], state) | {"step": jnp.zeros((), jnp.int32)}  # one seed
+    step = train.train_steps(contrastive, tx, total)
+    keys = jax.random.key(config.seed)[None]
 
     # ---------------------------------------------------------------- steps
-    count = sum(p.size for p in jax.tree.leaves(v["train"]))
     logs.say(f"training {count:,} parameters for {total} steps of {config.batch} pairs")
     with logs.Logs(workdir) as log, logs.progress(total, "pre-training") as bar:
         log.begin("contrastive")
         for i, batch in enumerate(pairs.batches(images, ids, group, config.batch, total, config.first, config.seed)):
-            v, state, metrics = step(v, state, i, batch)
+            batch = {key: a[None, None] for key, a in batch.items()}  # [K,S,...] of one step and one seed
+            state, metrics = step(state, model, {}, None, batch, keys)
             bar.update()
             if i % config.log_every == 0 or i == total - 1:
+                metrics = {key: float(m[0, 0]) for key, m in metrics.items()} | {"lr": float(schedule(i))}
                 log.write(i, metrics)
                 bar.set_postfix(loss=f"{metrics['loss']:.2f}", accuracy=f"{metrics['accuracy']:.0f}")
+    v = {"train": jax.tree.map(lambda a: a[0], state["train"])}
 
     # ---------------------------------------------------------------- the checkpoint, and zero-shot on the benchmarks
     convert.save_hf(folder, shape, v["train"])
@@ -91,7 +81,7 @@ def run(config, workdir):
     }  # fmt: skip
     (folder / "pretrain.json").write_text(json.dumps(made, indent=2) + "\n")
     logs.say(f"written to {folder} in {made['minutes']} minutes")
-    return made
+    return json.loads((folder / "pretrain.json").read_text())
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -133,11 +123,6 @@ def clip_config(config, vocab):
     vision = ViT(v.width, v.layers, v.heads, 4 * v.width, image_size=scenes.SIDE, patch=v.patch)
     text = Text(t.width, t.layers, t.heads, 4 * t.width, context=t.context, vocab=vocab, eot=vocab - 1, bos=vocab - 2)
     return ClipConfig(config.embed_dim, vision, text)
-
-
-def _is_kernel(params):
-    """Weight decay is for matrices: not for biases, scales, positions or the temperature."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "proj", "token_embed"), params)
 
 
 @jax.jit
