@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 def get_config(arg=""):
     """`:smoke` runs everything in seconds, to see that it works; its model is worth nothing."""
     config = ConfigDict()
+    config.title = "pretrain_clip"
     config.family = "pretrain"
     config.seed = 0
     config.data = ConfigDict(dict(views=100_000, captions=4, shares=(0.4, 0.25), length=14, seed=0, workers=2))
@@ -21,9 +22,11 @@ def get_config(arg=""):
     config.text = ConfigDict(dict(width=128, layers=2, heads=2, context=32, vocab=1536))
     config.embed_dim = 128
     config.batch, config.steps, config.first = 64, 5500, 1200
-    config.rate, config.warmup, config.decay = 1e-3, 200, 0.1
+    config.optimizer = ConfigDict(dict(name="adamw", lr=1e-3, wd=0.1, b2=0.98, eps=1e-6, clip=1.0))
+    config.optimizer.schedule = ConfigDict(dict(name="cosine", warmup=200))
+    config.optimizer.groups = (("(.*/)?(kernel|proj|token_embed)", {}), (".*", {"wd": 0.0}))  # decay is for matrices
     config.log_every = 20
     if arg == "smoke":
         config.data.update(views=300, workers=0)
-        config.batch, config.steps, config.first = 16, 4, 2
+        config.batch, config.steps, config.first, config.optimizer.schedule.warmup = 16, 4, 2, 1
     return config
