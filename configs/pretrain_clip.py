@@ -25,8 +25,9 @@ def get_config(arg=""):
     config.optimizer = ConfigDict(dict(name="adamw", lr=1e-3, wd=0.1, b2=0.98, eps=1e-6, clip=1.0))
     config.optimizer.schedule = ConfigDict(dict(name="cosine", warmup=200))
     config.optimizer.groups = (("(.*/)?(kernel|proj|token_embed)", {}), (".*", {"wd": 0.0}))  # decay is for matrices
-    config.log_every = 20
+    config.log_every, config.checkpoint_every = 20, 500
     if arg == "smoke":
         config.data.update(views=300, workers=0)
         config.batch, config.steps, config.first, config.optimizer.schedule.warmup = 16, 4, 2, 1
+        config.checkpoint_every = 2
     return config

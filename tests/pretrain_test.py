@@ -1,5 +1,6 @@
 """Contrastive pre-training: the loss is CLIP's, the data are fixed by their seed, and what is written can be read."""
 
+import itertools
 import json
 
 import jax
@@ -61,7 +62,32 @@ def test_pairs_are_the_same_from_any_number_of_workers(monkeypatch):
         assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
-def test_a_run_ends_in_a_checkpoint_with_tokenizer_and_figures(tmp_path):
+def small():
+    config = pretrain_clip.get_config("smoke")
+    config.vision.width, config.vision.layers, config.data.views = 64, 1, 150
+    return config
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain.embedded, "NAMES", ())
+    pretrain.run(small(), tmp_path / "whole")
+    real = pairs.batches
+
+    def cut(*args):
+        yield from itertools.islice(real(*args), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pairs, "batches", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.run(small(), tmp_path / "cut")
+    monkeypatch.setattr(pairs, "batches", real)
+    pretrain.run(small(), tmp_path / "cut")
+    whole, cut = (tmp_path / name / "clip/model.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_run_ends_in_a_checkpoint_with_tokenizer_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain.embedded, "NAMES", ("textures",))
     config = pretrain_clip.get_config("smoke")
     config.vision.layers, config.text.layers, config.data.views = 1, 1, 150
     made = pretrain.run(config, tmp_path)

@@ -3,6 +3,7 @@
 `python -m vlmx.main --config configs/pretrain_clip.py --workdir DIR` comes here.
 """
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from vlmx import logs, method, optim, partition, train
+from vlmx import checkpoint, logs, method, optim, partition, train
 from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
 from vlmx.models import convert
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
@@ -54,11 +55,15 @@ def run(config, workdir):
     step = train.train_steps(contrastive, tx, total)
     keys = jax.random.key(config.seed)[None]
 
-    # ---------------------------------------------------------------- steps
-    logs.say(f"training {count:,} parameters for {total} steps of {config.batch} pairs")
-    with logs.Logs(workdir) as log, logs.progress(total, "pre-training") as bar:
-        log.begin("contrastive")
-        for i, batch in enumerate(pairs.batches(images, ids, group, config.batch, total, config.first, config.seed)):
+    # ---------------------------------------------------------------- steps, from the last checkpoint on
+    checkpoints, meta = checkpoint.manager(workdir / "steps"), {"config": json.loads(config.to_json_best_effort())}
+    state = checkpoint.restore(checkpoints, state, meta) or state
+    done = int(state["step"])
+    logs.say(f"training {count:,} parameters, steps {done} to {total} of {config.batch} pairs")
+    stream = pairs.batches(images, ids, group, config.batch, total, config.first, config.seed)
+    with logs.Logs(workdir) as log, logs.progress(total, "pre-training", start=done) as bar:
+        log.begin("contrastive", done - 1)
+        for i, batch in enumerate(itertools.islice(stream, done, None), done):
             batch = {key: a[None, None] for key, a in batch.items()}  # [K,S,...] of one step and one seed
             state, metrics = step(state, model, {}, None, batch, keys)
             bar.update()
@@ -66,6 +71,9 @@ def run(config, workdir):
                 metrics = {key: float(m[0, 0]) for key, m in metrics.items()} | {"lr": float(schedule(i))}
                 log.write(i, metrics)
                 bar.set_postfix(loss=f"{metrics['loss']:.2f}", accuracy=f"{metrics['accuracy']:.0f}")
+            if (i + 1) % config.checkpoint_every == 0:
+                checkpoint.save(checkpoints, i + 1, state, meta)
+    checkpoints.close()
     v = {"train": jax.tree.map(lambda a: a[0], state["train"])}
 
     # ---------------------------------------------------------------- the checkpoint, and zero-shot on the benchmarks
