@@ -45,7 +45,13 @@ setup(
         "transformers>=5.23.0",
     ],
     extras_require={
-        "test": ["pytest>=9.2.0", "pytest-xdist>=3.8.0", "ruff>=0.17.6"],
+        "test": [
+            "pytest>=9.2.0",
+            "pytest-xdist>=3.8.0",
+            "ruff>=0.17.6",
+            # Compiles for TPUs on a machine without one; there are wheels for this platform alone.
+            "libtpu>=0.0.42; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        ],
         # What tensorflow-datasets needs to download and build (never to read) the data sets that configs/ names.
         "prepare": [
             "tensorflow>=2.21.0",

@@ -57,6 +57,8 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
     config.eval_batch = 256
     config.steps_per_call = 50  # at most so many steps of one compiled call, where features are stored
     config.checkpoint_every = 500  # steps
+    config.checkpoint_keep = 2  # the last ones
+    config.nonfinite = "stop"  # at a loss or gradient that is not finite; or "skip" the step and count it
     config.mesh = ConfigDict({"seed": 1, "data": -1, "fsdp": 1, "tensor": 1})
     config.shardings = ()  # rules that go before those of vlmx/shard.py: ("model/.*/token_embed", "- fsdp"), ...
 

@@ -3,7 +3,11 @@
 A checkpoint names its backbone by digest, its method, hyper-parameters, seeds and classes; anything else is refused.
 """
 
+import contextlib
 import json
+import re
+import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -11,19 +15,61 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
+from absl import logging
+from jax.experimental import multihost_utils
 
 from vlmx import files, partition
-from vlmx.errors import UserError
+from vlmx.errors import Unwritable, UserError
+
+# What its threads log with a traceback, orbax raises once more where it is asked: `_written` says it, in a line.
+logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname or record.levelname != "ERROR")
+
+
+@contextlib.contextmanager
+def preemption():
+    """Within it SIGTERM, with which machines are taken away, ends nothing: yields `told(call) -> bool`, to be asked
+    after each call of the steps, by number. Several processes are told at the same call, whichever got the signal."""
+    if jax.process_count() > 1:  # jax caught it, and agrees with the others upon a call that none is beyond
+        yield multihost_utils.reached_preemption_sync_point
+    elif threading.current_thread() is not threading.main_thread():
+        yield lambda call: False
+    else:
+        signals = []
+        before = signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+        try:
+            yield lambda call: bool(signals)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def manager(folder, keep=1):
-    """An orbax manager of the steps under `folder`; saving is asynchronous and atomic."""
+    """An orbax manager of the steps under `folder`, the last `keep`; saving is asynchronous and atomic."""
     return ocp.CheckpointManager(Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
 
 
 def save(checkpoints, step, state, meta):
-    """Save the state of `step`; `meta` is json that `restore` compares."""
-    checkpoints.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+    """Begin to save the state of `step`; `meta` is json that `restore` compares. UserError where it cannot be written
+    (a full disk, say), for this save or the one before: the last whole checkpoint stays."""
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    with _written(checkpoints):
+        checkpoints.save(step, args=args)
+
+
+def finish(checkpoints):
+    """Wait until what was saved is on the disk. UserError as `save`."""
+    with _written(checkpoints):
+        checkpoints.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _written(checkpoints):
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        reason = re.search(r"[^:]*(?= \[os_error_code)|(?<=\] ).*", str(e))  # tensorstore's words; Python's
+        if reason is None:
+            raise
+        raise Unwritable(checkpoints.directory, reason[0].strip()) from e
 
 
 def restore(checkpoints, like, meta):

@@ -2,6 +2,9 @@
 
 import difflib
 
+# Exit codes of the command, beside 0 and 1. On the last two the same command goes on from the last checkpoint.
+WRONG, PREEMPTED, LOST = 2, 75, 76  # the person's error; SIGTERM, and all is saved; another process of the run is gone
+
 
 class UserError(ValueError):
     """Something a person can put right: says what is wrong, where, what was expected and what to do.
@@ -20,3 +23,13 @@ def unknown(what, name, valid):
     near = difflib.get_close_matches(str(name), valid, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {what} {name!r}.{hint} Valid: {', '.join(valid) or 'none'}.")
+
+
+class Unwritable(UserError):
+    """A file or a folder that cannot be written: a full disk, no permission."""
+
+    def __init__(self, where, reason):
+        super().__init__(
+            f"{where} cannot be written: {reason}. The last checkpoint is whole: make room, or the folder writable, "
+            "and run the same command; or copy the workdir elsewhere and give it as --workdir."
+        )

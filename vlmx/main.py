@@ -4,16 +4,22 @@ Any field of the config can be set: --config.shots=4, --config.recipe.coop.optim
 """
 
 import ast
+import errno
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vlmx.errors import UserError, unknown
+from vlmx.errors import PREEMPTED, WRONG, Unwritable, UserError, unknown
 
 flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<the config's title>.")
+flags.DEFINE_string("coordinator", None, "Several processes: host:port of the first; 'auto' on a TPU pod, under Slurm.")
+flags.DEFINE_integer("process", None, "Several processes, not 'auto': the number of this one, from 0.")
+flags.DEFINE_integer("processes", None, "Several processes, not 'auto': how many there are.")
 flags.DEFINE_bool("list", False, "Show the benchmarks and the methods, and stop.")
 config_flags.DEFINE_config_file("config", None, "configs/<benchmark>.py[:method,...][,key=value,...]", lock_config=True)
 
@@ -31,17 +37,28 @@ def main(argv):
         print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
     logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
-    from vlmx import pretrain, train  # jax starts here: --help and --list need not wait for it
+    from vlmx import pretrain, processes, train  # jax starts here: --help and --list need not wait for it
 
+    processes.begin(flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)
+    if not flags.FLAGS.coordinator:  # else jax listens to it, on behalf of all processes
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))  # the steps save before they leave
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
-    try:
-        (pretrain if config.family == "pretrain" else train).run(config, workdir)
-    except UserError as e:
-        print(f"\nerror: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on from the last checkpoint in {workdir}", file=sys.stderr)
-        return 130
+    with processes.guard():
+        try:
+            (pretrain if config.family == "pretrain" else train).run(config, workdir)
+        except (Unwritable, OSError) as e:
+            if isinstance(e, OSError):
+                if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+                e = Unwritable(e.filename or workdir, e.strerror)
+            print(f"\nerror: {e}", file=sys.stderr, flush=True)
+            os._exit(WRONG)  # what still waits to be written would fail too, with a traceback each
+        except UserError as e:
+            print(f"\nerror: {e}", file=sys.stderr)
+            sys.exit(WRONG)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; the same command goes on from the last checkpoint in {workdir}", file=sys.stderr)
+            sys.exit(130)
     return 0
 
 
@@ -69,7 +86,7 @@ def parse(argv):
 
 
 def load(named):
-    """The config of `configs/<benchmark>.py[:...]`. UserError where there is no such file or it refuses its argument."""
+    """The config of `configs/<benchmark>.py[:...]`. UserError where there is no such file or it refuses the rest."""
     path, colon, arg = named.partition(":")
     path = Path(path)
     if not path.is_file():

@@ -22,6 +22,8 @@ def check(config):
     for field, valid in (("bad_images", ("stop", "skip")), ("augment", ("none", "crop"))):
         if config.data[field] not in valid:
             raise unknown(f"value of data.{field}", config.data[field], valid)
+    if config.nonfinite not in ("stop", "skip"):
+        raise unknown("value of nonfinite", config.nonfinite, ("stop", "skip"))
     for field in ("dtype", "param_dtype"):
         if config.model[field] not in ("float32", "bfloat16"):
             raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))

@@ -134,23 +134,28 @@ def shardings(mesh, tree, rules):
     )
 
 
-def lay_out(mesh, state, consts, support, model, rules=()):
-    """What a training step works on, where it belongs: (state, consts, the step's in_shardings and out_shardings).
+def of_step(mesh, state, consts, support, model, rules=()):
+    """The in_shardings and out_shardings of a step `(state, model, consts, support, xs, keys) -> (state, metrics)`.
 
-    The step is `call(state, model, consts, support, xs, keys) -> (state, metrics)`. Args: rules: the method's own, that
-    come before METHOD. Raises UserError for one that decides nothing.
+    Args: arrays or their shapes, the model's with shardings. rules: the method's own, that come before METHOD. Raises
+    UserError for one that decides nothing.
     """
     tree = {**state, "consts": consts, "support": support}
     refuse_unused(tree, rules)
     where = shardings(mesh, tree, (*rules, *METHOD))
-    consts_lie, support_lies = where.pop("consts"), where.pop("support")
-    model_lies = jax.tree.map(lambda a: a.sharding, model)
+    consts, support = where.pop("consts"), where.pop("support")
+    model = jax.tree.map(lambda a: a.sharding, model)
     steps, keys = _whole(mesh, "steps/"), _whole(mesh, "keys")
-    jit = {
-        "in_shardings": (where, model_lies, consts_lie, support_lies, steps, keys),
+    return {
+        "in_shardings": (where, model, consts, support, steps, keys),
         "out_shardings": (where, on(mesh, None, "seed")),
     }
-    return place(state, where), place(consts, consts_lie), jit
+
+
+def lay_out(mesh, state, consts, support, model, rules=()):
+    """State and constants where a step wants them, and the shardings of that step: (state, consts, `of_step`)."""
+    where = of_step(mesh, state, consts, support, model, rules)
+    return place(state, where["in_shardings"][0]), place(consts, where["in_shardings"][2]), where
 
 
 def batch(mesh):

@@ -19,10 +19,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from vlmx import checkpoint, evaluate, features, logs, optim, partition, report, settings, shard
+from vlmx import checkpoint, evaluate, features, finite, logs, optim, partition, report, settings, shard
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, task, transforms
-from vlmx.errors import UserError
+from vlmx.errors import PREEMPTED, UserError
 from vlmx.files import write_json
 from vlmx.logs import say
 from vlmx.metrics import accuracy
@@ -312,7 +312,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
 
     # ---- go on where it was
     meta = meta | {"seeds": seeds, "total_steps": total}
-    checkpoints = checkpoint.manager(folder)
+    checkpoints = checkpoint.manager(folder, config.checkpoint_keep)
     if (saved := checkpoint.restore(checkpoints, state, meta)) is not None:
         state = saved
     done = int(state["step"])
@@ -321,39 +321,48 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
 
     # ---- steps
     K = 1 if pixels else max(k for k in range(1, min(total, config.steps_per_call) + 1) if total % k == 0)
-    steps = train_steps(method, tx, total, per_epoch, where)
+    steps = train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
     stream = (pixel_stream if pixels else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
     logger = logs.Logs(world.workdir)
     logger.begin(run, done, seeds=seeds)
     saved_at = done
-    with logs.progress(total, run, start=done) as bar:
+    with checkpoint.preemption() as told, logs.progress(total, run, start=done) as bar:
         for xs in stream:
             state, metrics = steps(state, world.model, consts, support, xs, keys)
+            metrics = shard.gather(mesh, metrics)  # [K,S]
+            bad = metrics.pop("bad")
+            if config.nonfinite == "stop":
+                finite.refuse(run, done, seeds, bad, state["train"])
+            metrics = finite.means(metrics, bad)  # [S]
             done += K
-            metrics = {k: m.mean(axis=0) for k, m in shard.gather(mesh, metrics).items()}  # [S]
-            refuse_nonfinite(run, done, seeds, metrics)
             if done % per_epoch == 0 or K > 1:
                 rate = float(schedule(done - 1))
                 for s, seed in enumerate(seeds):
                     logger.write(done, {k: m[s] for k, m in metrics.items()} | {"lr": rate}, seed=seed)
                 bar.set_postfix(loss=f"{metrics['loss'].mean():.3f}", refresh=False)
             bar.update(K)
-            if done - saved_at >= config.checkpoint_every or done == total:
+            leave = told(done // K) and done < total
+            if leave or done - saved_at >= config.checkpoint_every or done == total:
                 checkpoint.save(checkpoints, done, state, meta)
                 saved_at = done
+            if leave:
+                checkpoint.finish(checkpoints)
+                say(f"{run}: told to stop, saved after step {done} of {total}; the same command goes on from there")
+                raise SystemExit(PREEMPTED)
     logger.close()
-    checkpoints.wait_until_finished()
+    checkpoint.finish(checkpoints)
     checkpoints.close()
     return shard.gather(mesh, {"train": state["train"], "fixed": state["fixed"]})
 
 
-def train_steps(method, tx, total, per_epoch=1, where=None):
+def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
     """The compiled call `(state, model, consts, support, xs, keys) -> (state, metrics)`: K steps of S seeds.
 
     Gradients are taken of the tuned tree alone, so frozen weights get none, nor optimiser state, nor a copy.
     Args: support: stored features and labels `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks; None where xs
     holds the batches themselves. where: in_shardings and out_shardings (shard.lay_out); None: as the arguments lie.
-    The state is donated. Metrics are `[K, S]`.
+    skip: a step whose loss or gradient is not finite changes nothing. The state is donated. Metrics are `[K, S]`;
+    "bad" is that of finite.first.
     """
 
     def step(v, opt, model, consts, batch, key, n):  # one seed
@@ -362,11 +371,14 @@ def train_steps(method, tx, total, per_epoch=1, where=None):
             return method.loss(method.apply(tree, methods.tuned(model, tree), consts, batch, key, True), batch)
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(v["train"])
+        bad, before = finite.first(loss, grads), (v, opt)
         updates, opt = tx.update(grads, opt, v["train"])
         v = {"train": optax.apply_updates(v["train"], updates), "fixed": v["fixed"]}
         if method.after:
             v = method.after(v, n, total, per_epoch)
-        return v, opt, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
+        if skip:
+            v, opt = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, (v, opt))
+        return v, opt, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics, "bad": bad}
 
     def call(state, model, consts, support, xs, keys):
         def body(state, x):
@@ -429,17 +441,6 @@ def search(world, method, v, consts, problem, group):
 def stack(trees):
     """Trees of one structure, stacked leaf by leaf along a new first axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def refuse_nonfinite(run, step, seeds, metrics):
-    """Stop where a loss or a gradient is not a number; the last checkpoint stays."""
-    for name in ("loss", "grad_norm"):
-        broken = [seed for seed, value in zip(seeds, metrics[name], strict=True) if not np.isfinite(value)]
-        if broken:
-            raise UserError(
-                f"{run}: {name} is not finite for seed(s) {broken} by step {step}. The last checkpoint is kept. "
-                "A lower learning rate or model.dtype=float32 usually helps."
-            )
 
 
 # -------------------------------------------------------------------- model, data and files

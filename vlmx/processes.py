@@ -1,0 +1,84 @@
+"""Several processes of one run: how they find each other, and how they stop when one of them is gone."""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+
+import jax
+from jax._src import distributed  # jax offers no public handle of the service that its processes share
+
+from vlmx.errors import LOST
+
+BEAT, PATIENCE = 1.0, 30.0  # seconds between signs of life, and without one until a process counts as gone
+_broken = threading.Event()
+
+
+def begin(coordinator, process=None, processes=None):
+    """Make this process one of several; to be called before anything else of jax.
+
+    Args: coordinator: host:port of process 0, beside this one's number and how many there are; "auto": a TPU pod, Slurm
+    or Open MPI tells all three; None or "": it is alone.
+    """
+    if not coordinator:
+        return
+    told = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    jax.distributed.initialize(**({} if coordinator == "auto" else told))
+    if jax.process_count() > 1:
+        threading.Thread(target=_watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def guard():
+    """Around the work: where one of several processes fails, it says why and leaves at once. (Left to itself it would
+    wait for the others at jax's exit, and they for it in the next step.)"""
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        if isinstance(error, jax.errors.JaxRuntimeError):  # very likely since another is gone: _watch will say which
+            _broken.set()
+            time.sleep(PATIENCE)
+        _leave("", error.code if isinstance(error, SystemExit) else 1)
+
+
+def _watch():
+    """Each process tells the others, through the service in process 0, that it lives."""
+    client, me, n = distributed.global_state.client, jax.process_index(), jax.process_count()
+    last, count = {}, 0
+    client.key_value_set(f"vlmx/where/{me}", f"{socket.gethostname()}, pid {os.getpid()}", allow_overwrite=True)
+    where = {i: client.blocking_key_value_get(f"vlmx/where/{i}", 60_000) for i in range(n)}
+    while True:
+        try:
+            client.key_value_set(f"vlmx/alive/{me}", str(count), allow_overwrite=True)
+            signs = {int(key.rsplit("/", 1)[1]): sign for key, sign in client.key_value_dir_get("vlmx/alive/")}
+        except jax.errors.JaxRuntimeError:
+            _leave(_lost([0], n, where), LOST)
+        now, count = time.monotonic(), count + 1
+        for i, sign in signs.items():
+            if last.get(i, ("", 0))[0] != sign:
+                last[i] = sign, now
+        patience = PATIENCE / 3 if _broken.is_set() else PATIENCE
+        gone = [i for i, (_, heard) in last.items() if now - heard > patience]
+        if gone:
+            _leave(_lost(gone, n, where), LOST)
+        time.sleep(BEAT)
+
+
+def _lost(gone, n, where):
+    names = ", ".join(f"process {i} of {n} ({where[i]})" for i in gone)
+    return f"\nerror: {names} is gone. The same command on all of them goes on from the last checkpoint."
+
+
+def _leave(message, code):
+    if message:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
