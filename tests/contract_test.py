@@ -5,6 +5,7 @@ Backbones are small and random, of different widths and depths; data are random;
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -185,9 +186,9 @@ def test_seeds_side_by_side_equal_separate_runs(row):
 
 
 @pytest.mark.parametrize(
-    ("row", "mesh", "K"),  # every mesh for CoOp, and for the others the one with all kinds of axes, as each compiles long
+    ("row", "mesh", "K"),  # every mesh for CoOp; for the others one, as each compiles long
     [(r, mesh, 20) for r in TUNED if r.startswith("coop") for mesh in MESHES]
-    + [(r, "2x2x2", 4) for r in TUNED if not r.startswith("coop")],
+    + [(r, "8x1", 4) for r in TUNED if not r.startswith("coop")],
 )
 def test_the_mesh_changes_no_number(row, mesh, K):
     for many, one in zip(fit(row, mesh=mesh, K=K)[4:], fit(row, K=K)[4:], strict=True):
@@ -214,6 +215,18 @@ def test_a_method_inside_the_image_tower_refuses_a_resnet_by_name(row):
     with pytest.raises(UserError, match=f"^{name} needs a ViT image tower; RN50 offers: pooled.$"):
         methods.refuse_tower(name, method, backbone("resnet"), "RN50")
     methods.refuse_tower(name, method, backbone("vit"), "ViT-B/16")
+
+
+def test_a_method_from_outside_the_package_as_the_readme_shows_it(tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "vlmx" / "methods" / "README.md").read_text()
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "scales.py").write_text(text.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(METHODS, "scales", ("lab.scales", {"start": 0.5}))
+    _, model, _, start, _, losses = fit("scales")
+    assert (np.asarray(start["train"]["scale"]) == 0.5).all() and losses[-1].mean() < losses[0].mean()
+    with pytest.raises(UserError, match="hyper-parameter of lab.scales"):
+        methods.make("lab.scales", begin=1.0)
 
 
 @pytest.mark.parametrize(("row", "factor"), [("taskres", 1), ("clip_lora", 1e-2), ("full", 1)])
