@@ -48,7 +48,7 @@ def main(argv):
             (pretrain if config.family == "pretrain" else train).run(config, workdir)
         except (Unwritable, OSError) as e:
             if isinstance(e, OSError):
-                if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+                if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
                     raise
                 e = Unwritable(e.filename or workdir, e.strerror)
             print(f"\nerror: {e}", file=sys.stderr, flush=True)
