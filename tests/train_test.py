@@ -90,9 +90,10 @@ def test_shared_checkpoint_loads_and_names_what_it_is(finished):
 def test_a_finished_run_says_so_and_stops(finished, capsys):
     c, workdir, results = finished
     before = (workdir / "results.json").stat().st_mtime_ns
+    (workdir / "report.html").unlink()
     assert train.run(c, workdir) == json.loads(json.dumps(results))
     assert "finished" in capsys.readouterr().out
-    assert (workdir / "results.json").stat().st_mtime_ns == before
+    assert (workdir / "results.json").stat().st_mtime_ns == before and (workdir / "report.html").exists()
 
 
 def test_a_workdir_of_another_config_is_refused(finished):

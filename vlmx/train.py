@@ -41,6 +41,8 @@ def run(config, workdir):
     # ---------------------------------------------------------------- what is asked for
     cells = settings.check(config)
     if done := settings.finished(config, workdir, logs.first_process()):
+        if not (workdir / "report.html").exists() and logs.first_process():
+            report.write(workdir)  # the disk was full just then
         say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
         return done
     mesh = shard.make_mesh(config.mesh)
