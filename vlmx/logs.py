@@ -19,6 +19,7 @@ _START = time.monotonic()
 
 
 def first_process():
+    """Whether this process is the one that says and writes things."""
     return jax.process_index() == 0
 
 

@@ -9,11 +9,13 @@ import pytest
 
 
 def pytest_addoption(parser):
+    """The option; tests/conftest.py says what it does."""
     parser.addoption("--goldens", action="append", default=[], metavar="DIR", help="more golden cases (repeatable)")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
+    """`--goldens DIR` as `--goldens=DIR`: pytest would take DIR for a folder of tests before any conftest is read."""
     args, joined = iter(config.invocation_params.args), []
     for arg in args:
         value = next(args, None) if arg == "--goldens" else None

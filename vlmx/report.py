@@ -29,6 +29,7 @@ MISTAKES = 21  # pictures shown per run: three rows of the page
 
 # ---------------------------------------------------------------- reading and saying
 def load(workdir):
+    """results.json of a workdir -> dict. UserError where it is missing, cut short or something else."""
     path = Path(workdir) / "results.json"
     try:
         results = json.loads(path.read_text())
@@ -43,6 +44,7 @@ def load(workdir):
 
 
 def duration(seconds):
+    """Seconds in words: "1 h 05 min", "2 min 03 s", "4.2 s"."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
@@ -277,6 +279,7 @@ def write(workdir):
 
 
 def main(arguments):
+    """`python -m vlmx.report WORKDIR`: the page again, and the table; returns the exit status."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m vlmx.report WORKDIR", file=sys.stderr)
         return 2

@@ -93,6 +93,7 @@ def sun_name(path: str) -> str:
 
 
 def sun_items(classes: list[str], lines: Iterable[str]) -> list[Item]:
+    """Items of SUN397's lists: `lines` are /c/church/outdoor/x.jpg, labels the place in `classes` (ClassName.txt)."""
     labels = {c.strip("/"): i for i, c in enumerate(classes)}
     items = []
     for line in lines:
@@ -228,6 +229,7 @@ def _fgvc(home: Path):
 
 
 def caltech_items(files: dict[str, list[str]]) -> list[Item]:
+    """Items of Caltech101's folders (folder -> its files), without those that CoOp leaves out, four renamed."""
     kept = {f: p for f, p in files.items() if f not in CALTECH_IGNORED}
     return folder_items(kept, lambda f: CALTECH.get(f, f))
 

@@ -28,6 +28,8 @@ IMAGENET_7 = (
 
 
 class Benchmark(NamedTuple):
+    """Where a published benchmark lies, how its prompts read, what is expected, and where it comes from."""
+
     folder: str  # under data.root
     images: str  # under folder; the paths of the items start below it
     split: str | None  # NAME of split_zhou_NAME.json

@@ -29,6 +29,8 @@ ORDER, AUGMENT = 0, 1  # first word of a random key: SeedSequence reads [1, 2] a
 
 
 class Bad(NamedTuple):
+    """An image that could not be read, and why."""
+
     index: int  # position in its split
     name: str  # the path, where the image is a file
     reason: str

@@ -155,6 +155,7 @@ def place(rng: random.Random, objects: list[Object]) -> tuple[Object, ...]:
 
 
 def a_glyph(rng: random.Random, char: str, colour: str = "white", look: str | None = None) -> Glyph:
+    """`char` in a typeface, pose and stroke drawn from `rng`."""
     return Glyph(
         char,
         rng.choice(faces()),

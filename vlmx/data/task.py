@@ -23,6 +23,8 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
+    """A classification task: its classes in words and its three splits."""
+
     name: str
     classnames: tuple[str, ...]
     templates: tuple[str, ...]

@@ -24,6 +24,8 @@ def _same(name: str) -> str:
 
 
 class Builder(NamedTuple):
+    """How a benchmark is found in tensorflow-datasets, and its records in CoOp's lists."""
+
     name: str  # of the builder, with its config
     version: str
     key: str  # {field of the record}, {label}: its class, {part}: its split -> CoOp's path without ending
