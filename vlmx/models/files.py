@@ -9,9 +9,9 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import ml_dtypes
 import numpy as np
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from vlmx.errors import UserError
@@ -198,10 +198,11 @@ def resize_grid(pos_embed, size):
 
     The rule: the class token's stays. The others, as a G x G image of D channels, are resized bicubically (Keys'
     kernel, a = -0.5; pixel centres at half integers; weights renormalised at the border) and, where the grid shrinks,
-    with the kernel widened against aliasing: `jax.image.resize(method="bicubic")`, which is PIL's rule, and OpenCLIP's.
+    with the kernel widened against aliasing: PIL's rule, which is that of OpenCLIP and of `jax.image.resize`.
     Hugging Face's `interpolate_pos_encoding` takes a = -0.75 and never widens, so its features differ slightly.
     """
     pos_embed = np.asarray(pos_embed, np.float32)
     g, d = math.isqrt(len(pos_embed) - 1), pos_embed.shape[1]
-    grid = jax.image.resize(pos_embed[1:].reshape(g, g, d), (size, size, d), "bicubic")
-    return np.concatenate([pos_embed[:1], np.asarray(grid).reshape(size * size, d)])
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in pos_embed[1:].T.reshape(d, g, g)]
+    grid = [np.asarray(plane.resize((size, size), Image.Resampling.BICUBIC)).ravel() for plane in planes]
+    return np.concatenate([pos_embed[:1], np.stack(grid, axis=1)])
