@@ -70,3 +70,11 @@ def test_summary():
     got = accuracy.summary([90, 92, 94])
     assert got["mean"] == 92 and got["stderr"] == pytest.approx(2 / np.sqrt(3)) and got["n"] == 3
     assert accuracy.summary([90])["stderr"] is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_confusion_counts_pairs_and_a_single_class_is_no_warning():
+    matrix = accuracy.confusion([0, 0, 1, 2, 2], [0, 1, 1, 0, 2], 4, weight=[1, 1, 1, 1, 0])
+    assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert accuracy.confusion([0, 0], [0, 0], 1).tolist() == [[2]]
+    assert accuracy.scores([0, 0], [0, 0])["macro_f1"] == 100
