@@ -11,6 +11,8 @@ setup(
     name="vlmx",
     version=re.search(r'__version__ = "(.*)"', (HERE / "vlmx" / "__init__.py").read_text())[1],
     description="Parameter-efficient tuning of frozen vision-language models (CLIP, VL-T5, VL-BART) in JAX and Flax",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     classifiers=[
