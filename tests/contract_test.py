@@ -192,7 +192,7 @@ def test_seeds_side_by_side_equal_separate_runs(row):
 )
 def test_the_mesh_changes_no_number(row, mesh, K):
     for many, one in zip(fit(row, mesh=mesh, K=K)[4:], fit(row, K=K)[4:], strict=True):
-        close(many, one, 1e-4)
+        close(many, one)
 
 
 @pytest.mark.parametrize("row", [r for r in TUNED if methods.make(METHODS[r][0]).needs == "features"])

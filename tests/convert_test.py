@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from golden_cases import assert_close
 from golden_tools import load_case
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from vlmx.errors import UserError
@@ -316,8 +317,13 @@ def test_position_embeddings_are_interpolated_bicubically_against_aliasing():
     pos = np.random.default_rng(0).standard_normal((1 + 7 * 7, 5), np.float32)
     for size in (7, 12, 4):
         got = files.resize_grid(pos, size)
-        want = jax.image.resize(pos[1:].reshape(7, 7, 5), (size, size, 5), "bicubic")
-        np.testing.assert_allclose(got[1:].reshape(size, size, 5), want, atol=1e-5)
+        got_grid = got[1:].reshape(size, size, 5)
+        planes = [
+            Image.fromarray(pos[1:, d].reshape(7, 7)).resize((size, size), Image.Resampling.BICUBIC) for d in range(5)
+        ]
+        np.testing.assert_allclose(got_grid, np.stack(planes, -1), atol=2e-6)
+        other = jax.image.resize(pos[1:].reshape(7, 7, 5), (size, size, 5), "bicubic")  # the same rule, another's code
+        np.testing.assert_allclose(got_grid, other, atol=1e-5)
         np.testing.assert_array_equal(got[0], pos[0])
 
 

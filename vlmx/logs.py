@@ -5,7 +5,6 @@ In a run of several processes only the first one says or writes anything (call `
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from vlmx import files
 
 _START = time.monotonic()
 
@@ -105,9 +106,7 @@ class Logs:
 
     def _rewrite(self, rows):
         self.written = {_key(row) for row in rows}
-        path, fresh = self.workdir / "metrics.jsonl", self.workdir / "metrics.jsonl.new"
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(fresh, path)  # all or nothing: killed here, the old file is still whole
+        files.write(self.workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def begin(self, run, step=-1, seeds=None):
         """Start writing `run` (a name such as "coop-base_to_new"), going on after the rows of `step`.

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import os
 import sys
 from collections import Counter
 from importlib import resources
@@ -14,7 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vlmx import charts
+from vlmx import charts, files
 from vlmx.errors import UserError
 from vlmx.metrics import accuracy
 
@@ -272,9 +271,8 @@ def page(results, workdir):
 
 def write(workdir):
     """Make workdir/report.html from workdir/results.json -> its path. UserError if there are no results."""
-    path, fresh = Path(workdir) / "report.html", Path(workdir) / "report.html.new"
-    fresh.write_text(page(load(workdir), workdir), encoding="utf-8")
-    os.replace(fresh, path)
+    path = Path(workdir) / "report.html"
+    files.write(path, page(load(workdir), workdir))
     return path
 
 

@@ -59,7 +59,8 @@ def recipe_of(config, name):
     if name not in config.recipe:
         methods.make(name)  # an unknown name says so first
         raise UserError(
-            f"config.recipe has nothing for {name!r}: name the method behind the colon, configs/...:{name}."
+            f"config.recipe has nothing for {name!r}. For a method with published settings (configs/recipes.py), "
+            f"name the method behind the colon, configs/...:{name}; give any other its own in config.recipe."
         )
     return config.recipe[name]
 

@@ -119,7 +119,7 @@ class Block(nn.Module):
 def blocks(tower, dtype, param_dtype, tap, remat, unroll):
     """`tower.layers` blocks as one scan over stacked parameters `[L, ...]`: `(x, theta, mask) -> (x, None)`.
 
-    `remat` recomputes each block in the backward pass; `unroll` writes the loop out (faster on CPUs, slow to compile).
+    `remat` recomputes each block in the backward pass; `unroll` writes the loop out (slow to compile).
     """
     block = nn.remat(Block, prevent_cse=False) if remat else Block
     scan = nn.scan(
