@@ -120,6 +120,36 @@ def lines(steps, values, colour, ylabel, salt):
     bins = np.array_split(np.arange(len(steps)), min(len(steps), POINTS))
     steps = np.array([steps[b].mean() for b in bins])
     values = np.ma.stack([values[b].mean(axis=0) for b in bins])
+
+    def draw(axes):
+        if values.shape[1] > 1:
+            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.45)
+        axes.plot(steps, values.mean(axis=1), color=colour, linewidth=1.8)
+        axes.locator_params(nbins=6)
+        axes.margins(x=0.01)
+
+    return _svg(draw, "step", ylabel, salt)
+
+
+def few_shot(table, colours, salt):
+    """Inline SVG of a few_shot table (vlmx/tables.py): accuracy over shots, a line with error bars for each method."""
+    ticks = dict(zip(table.columns, table.shots))
+
+    def draw(axes):
+        for i, row in enumerate(table.ours()):
+            points = [(i, row.figures[c]) for i, c in enumerate(ticks) if "mean" in row.figures[c]]
+            at, means, bars = [x for x, _ in points], [f["mean"] for _, f in points], [f["stderr"] for _, f in points]
+            flat = row.trained == (0,) and len(set(means)) == 1
+            style = {"color": colours[row.name], "linewidth": 1.4, "linestyle": "--" if flat else "-"}
+            marker = "" if flat else "os^Dv"[i // len(COLOURS) % 5]  # where there are more methods than colours
+            axes.errorbar(at, means, [b or 0 for b in bars], **style, marker=marker, markersize=3.5, capsize=2)
+        axes.set_xticks(range(len(ticks)), ["all" if n == -1 else str(n) for n in ticks.values()])
+
+    return _svg(draw, "training images a class", "accuracy", salt)
+
+
+def _svg(draw, xlabel, ylabel, salt):
+    """Inline SVG of what `draw(axes)` draws."""
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
@@ -130,15 +160,11 @@ def lines(steps, values, colour, ylabel, salt):
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4.4, 2.5), layout="constrained")
         axes = figure.subplots()
-        if values.shape[1] > 1:
-            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.45)
-        axes.plot(steps, values.mean(axis=1), color=colour, linewidth=1.8)
-        axes.set_xlabel("step")
+        draw(axes)
+        axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel, parse_math=False)
         axes.grid(color=INK, alpha=0.12, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.locator_params(nbins=6)
-        axes.margins(x=0.01)
         text = io.StringIO()
         unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same curve gives the same bytes
         figure.savefig(text, format="svg", transparent=True, metadata=unsaid)

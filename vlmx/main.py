@@ -36,16 +36,28 @@ def main(argv):
     if config is None:
         print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
-    logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
-    from vlmx import pretrain, processes, train  # jax starts here: --help and --list need not wait for it
-
-    processes.begin(flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)
-    if not flags.FLAGS.coordinator:  # else jax listens to it, on behalf of all processes
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))  # the steps save before they leave
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
+
+    def work():
+        from vlmx import pretrain, train
+
+        (pretrain if config.family == "pretrain" else train).run(config, workdir)
+
+    guarded(work, workdir, flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)
+    return 0
+
+
+def guarded(work, workdir, coordinator=None, process=None, many=None):
+    """`work()` as one of `many` processes, or alone; what ends it early ends in a message and an exit code."""
+    logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
+    from vlmx import processes  # jax starts here: --help and --list need not wait for it
+
+    processes.begin(coordinator, process, many)
+    if not coordinator:  # else jax listens to it, on behalf of all processes
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))  # the steps save before they leave
     with processes.guard():
         try:
-            (pretrain if config.family == "pretrain" else train).run(config, workdir)
+            work()
         except (Unwritable, OSError) as e:
             if isinstance(e, OSError):
                 if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
@@ -59,7 +71,6 @@ def main(argv):
         except KeyboardInterrupt:
             print(f"\ninterrupted; the same command goes on from the last checkpoint in {workdir}", file=sys.stderr)
             sys.exit(130)
-    return 0
 
 
 def listing():

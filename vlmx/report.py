@@ -1,19 +1,19 @@
 """The page and the table that a run ends in, made from `results.json` alone. Again: `python -m vlmx.report WORKDIR`."""
 
 import base64
+import functools
 import io
 import json
 import math
 import sys
 from collections import Counter
-from importlib import resources
 from pathlib import Path
 
 import jinja2
 import numpy as np
 from PIL import Image
 
-from vlmx import charts, files
+from vlmx import charts, files, tables
 from vlmx.errors import UserError
 from vlmx.metrics import accuracy
 
@@ -242,10 +242,7 @@ def page(results, workdir):
     learnt = [
         (name, run["images"]) for name, run in zip(run_names, runs) if run.get("images") and run.get("trained_params")
     ]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count=count, percent=percent, duration=duration)
-    template = environment.from_string((resources.files("vlmx") / "assets" / "report.html.j2").read_text())
-    return template.render(
+    return _template("report.html.j2").render(
         results=results,
         dataset=dataset,
         model=model,
@@ -269,11 +266,53 @@ def page(results, workdir):
     )
 
 
+def sweep_page(results):
+    """The page of a sweep (vlmx/sweep.py) as text."""
+    cells, found = results["cells"], tables.make(results["cells"])
+    done = [cell for cell in cells if "failed" not in cell]
+    distinct = lambda key: list(dict.fromkeys(cell[key] for cell in cells))
+    colours = {name: charts.COLOURS[i % len(charts.COLOURS)] for i, name in enumerate(distinct("method"))}
+    curves = [(t.title(), charts.few_shot(t, colours, f"f{i}")) for i, t in enumerate(found) if len(t.shots) > 1]
+    return _template("sweep.html.j2").render(
+        results=results,
+        tables=found,
+        lines=tables.lines,
+        note=tables.NOTE,
+        failed=tables.failures(cells),
+        sources=list(dict.fromkeys(row.source for table in found for row in table.rows if row.source)),
+        done=len(done),
+        spent=sum(cell["seconds"] for cell in done),
+        seeds=seeds_of({"runs": done}),
+        benchmarks=distinct("benchmark"),
+        backbones=distinct("backbone"),
+        runs=list(dict.fromkeys(cell["run"] for cell in done)),
+        colours=colours,
+        curves=curves,
+        drawn=distinct("method"),
+    )
+
+
+def _template(name):
+    """A template of vlmx/assets; what it is given is escaped."""
+    loader = jinja2.PackageLoader("vlmx", "assets")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(count=count, percent=percent, duration=duration, zip=zip)
+    return environment.get_template(name)
+
+
 def write(workdir):
-    """Make workdir/report.html from workdir/results.json -> its path. UserError if there are no results."""
-    path = Path(workdir) / "report.html"
-    files.write(path, page(load(workdir), workdir))
-    return path
+    """Make workdir/report.html from workdir/results.json -> its path. UserError if there are no results.
+
+    Those of a sweep become tables.md and results.csv too.
+    """
+    workdir = Path(workdir)
+    results = load(workdir)
+    if "cells" in results:
+        files.write(workdir / "tables.md", tables.text(results))
+        files.write(workdir / "results.csv", tables.table_csv(results["cells"]))
+    page_of = sweep_page if "cells" in results else functools.partial(page, workdir=workdir)
+    files.write(workdir / "report.html", page_of(results))
+    return workdir / "report.html"
 
 
 def main(arguments):
@@ -286,7 +325,8 @@ def main(arguments):
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(table(load(arguments[0])))
+    results = load(arguments[0])
+    print(tables.text(results) if "cells" in results else table(results))
     print(f"wrote {path}")
     return 0
 

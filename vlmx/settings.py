@@ -89,7 +89,8 @@ def plain(config):
 
 
 def finished(config, workdir, write=True):
-    """results.json of this very run, or None where it is still to be made. A workdir of another config is refused."""
+    """results.json of this very run, or None where it is still to be made, or a part of it failed. A workdir of another
+    config is refused."""
     path = workdir / "config.json"
     asked = plain(config)
     if path.exists():
@@ -103,8 +104,10 @@ def finished(config, workdir, write=True):
             )
     elif write:
         write_json(path, asked)
-    results = workdir / "results.json"
-    return json.loads(results.read_text()) if results.exists() else None
+    if not (workdir / "results.json").exists():
+        return None
+    results = json.loads((workdir / "results.json").read_text())
+    return None if results.get("failed") else results
 
 
 def flatten(tree, prefix=""):

@@ -8,6 +8,7 @@ import functools
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 from vlmx import checkpoint, evaluate, features, finite, logs, optim, partition, report, settings, shard
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, task, transforms
-from vlmx.errors import PREEMPTED, UserError
+from vlmx.errors import PREEMPTED, Unwritable, UserError
 from vlmx.files import write_json
 from vlmx.logs import say
 from vlmx.metrics import accuracy
@@ -30,11 +31,12 @@ from vlmx.models import zoo
 from vlmx.models.clip import Clip
 
 
-def run(config, workdir):
+def run(config, workdir, go_on=False):
     """Train and test every method of the config under every protocol; returns what it writes to workdir/results.json.
 
     A finished workdir is left as it is; an interrupted one goes on where it was. Raises UserError for a config that
-    cannot be run, before any weight is loaded.
+    cannot be run, before any weight is loaded. go_on: a method that fails is listed in results["failed"] and the others
+    still run; the next run of the workdir tries it again.
     """
     began, workdir = time.monotonic(), Path(workdir).absolute()
 
@@ -70,7 +72,7 @@ def run(config, workdir):
     model, tokenizer, digest = load_model(config, mesh)
     size = model.config.vision.image_size
     made = {cell: settings.make(config, *cell) for cell in cells}
-    for (name, _), method in made.items():
+    for (name, _), method in made.items() if not go_on else ():
         methods.refuse_tower(name, method, model, config.model.name)
     say(f"model: {config.model.name}, {partition.count(model.params):,} parameters, frozen, {size} x {size} pixels")
 
@@ -102,11 +104,18 @@ def run(config, workdir):
     )
 
     # ---------------------------------------------------------------- every method under every protocol
-    runs, mistakes = [], []
-    for (name, protocol), method in made.items():
-        result, wrong = cell(world, name, protocol, method, problems[protocol], len(runs))
+    runs, mistakes, failed = [], [], []
+    for number, ((name, protocol), method) in enumerate(made.items()):
+        try:
+            result, wrong = cell(world, name, protocol, method, problems[protocol], number)
+        except Exception as e:
+            if not go_on or stops_all(e):
+                raise
+            failed.append({"method": name, "protocol": protocol, "error": told(e)})
+            say(f"{name}, {protocol}: failed, the others go on. {failed[-1]['error']}")
+            continue
+        mistakes += [row | {"run": len(runs)} for row in wrong]
         runs.append(result)
-        mistakes += wrong
 
     # ---------------------------------------------------------------- results and report
     notes = [*dataset.notes, *(f"unreadable, left out: {b.name} ({b.reason})" for b in bad)]
@@ -129,6 +138,7 @@ def run(config, workdir):
         "reference": {"method": config.reference, **numbers},
         "seconds": round(time.monotonic() - began, 1),
         "runs": runs,
+        "failed": failed,
         "mistakes": mistakes,
     }
     if logs.first_process():
@@ -136,6 +146,19 @@ def run(config, workdir):
         report.write(workdir)
         print("\n" + report.table(results) + f"\n\nreport: {workdir / 'report.html'}", flush=True)
     return results
+
+
+def stops_all(error):
+    """Whether an error is no method's own: nothing can be written, or one process of several may have met it."""
+    return isinstance(error, (OSError, Unwritable)) or (jax.process_count() > 1 and not isinstance(error, UserError))
+
+
+def told(error):
+    """An error in a line; of one that is not meant for people also where it was, on the terminal."""
+    if isinstance(error, UserError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 class World(NamedTuple):
@@ -182,6 +205,7 @@ def cell(world, name, protocol, method, problem, number):
         say(f"{name}, {protocol}: finished before")
         saved = json.loads((folder / "result.json").read_text())
         return saved["run"], saved["mistakes"]
+    methods.refuse_tower(name, method, world.model, config.model.name)
     began = time.monotonic()
     recipe, consts = settings.recipe_of(config, name), method.setup(world.model, words(world, problem.labels))
     hyper, rules = settings.hyper(config, name, protocol), shard.rules_of(config.shardings, name) + shard.METHOD

@@ -1,0 +1,252 @@
+"""The cells of a sweep as tables in the papers' layout: rows are methods, columns what a protocol measures.
+
+A cell is a dict: "run" (the folder), "benchmark", "backbone", "protocol", "shots", "method", and either "failed" (why;
+"" where it has not run yet) or what was measured: "summary", "seeds", "trained_params", "trained_percent", "seconds".
+"""
+
+import csv
+import functools
+import io
+import json
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+
+from vlmx.metrics import accuracy
+
+KEYS = ("benchmark", "backbone", "protocol", "shots", "method")
+COLUMNS = {"base_to_new": {"base": "base", "new": "new", "HM": "hm"}, "few_shot": {"accuracy": "accuracy"}}
+MANY = 5000  # test images: fewer leave no meaning to a second digit behind the point
+
+
+class Row(NamedTuple):
+    """A method's line: `figures` column -> {"mean", "stderr"}, or {"said"} where there is none."""
+
+    name: str
+    figures: dict
+    trained: tuple = ()  # trained parameters; several where they depend on the benchmark
+    seconds: float = 0
+    source: str = ""  # of a published line
+
+
+class Table(NamedTuple):
+    """`where`: the benchmark, or what an average is over. `digits`: behind the point."""
+
+    where: str
+    protocol: str
+    backbone: str
+    shots: tuple
+    columns: tuple
+    rows: list
+    digits: int
+
+    def title(self):
+        """What the table shows, in words."""
+        shots = "" if self.protocol == "few_shot" else f" · {_shots(self.shots[0])}"
+        return f"{self.where} · {self.protocol.replace('_', '-')}{shots} · {self.backbone}"
+
+    def best(self, column):
+        """The names of the methods with the highest mean, as it is shown."""
+        figures = {row.name: row.figures[column] for row in self.ours()}
+        means = {name: round(f["mean"], self.digits) for name, f in figures.items() if "mean" in f}
+        return {name for name, mean in means.items() if len(means) > 1 and mean == max(means.values())}
+
+    def ours(self):
+        """The rows that were measured here."""
+        return [row for row in self.rows if not row.source]
+
+
+def _shots(n):
+    return "all images" if n == -1 else f"{n} shot{'s' if n != 1 else ''}"
+
+
+# ---------------------------------------------------------------- cells
+def cells(run, results):
+    """The cells of a run from its results.json."""
+    config, dataset = results["config"], results["dataset"]
+    common = {"run": run, "benchmark": config["title"], "backbone": _backbone(config["model"])}
+    own = dataset["name"] != config["title"] or any("not the published" in note for note in dataset["notes"])
+    measured = {(r["method"], r["protocol"]): r for r in results["runs"]}
+    failed = {(f["method"], f["protocol"]): f["error"] for f in results.get("failed", ())}
+    found = []
+    for method in config["methods"]:
+        for protocol in config["protocols"]:
+            cell = common | {"protocol": protocol, "shots": config["shots"], "method": method}
+            if (method, protocol) in failed:
+                found.append(cell | {"failed": failed[method, protocol]})
+                continue
+            one = measured[method, protocol]
+            cell |= {key: one[key] for key in ("summary", "trained_params", "trained_percent", "seconds", "notes")}
+            cell |= {"seeds": [{"seed": s["seed"], "metrics": s["metrics"]} for s in one["seeds"]]}
+            found.append(cell | {"n_test": dataset["n_test"], "published_split": not own})
+    return found
+
+
+def _backbone(model):
+    return model["name"] + (f" at {model['image_size']} px" if model["image_size"] else "")
+
+
+def missing(run, config, pairs, failed=""):
+    """The cells of a run that has not run yet, or could not."""
+    common = {"run": run, "benchmark": config.title, "backbone": _backbone(config.model), "shots": config.shots}
+    return [common | {"protocol": protocol, "method": method, "failed": failed} for method, protocol in pairs]
+
+
+# ---------------------------------------------------------------- tables
+def make(cells):
+    """All tables: of each protocol and backbone (and number of shots, but for few_shot, whose columns these are) the
+    average over the benchmarks, then one for each benchmark."""
+    groups = {}
+    for cell in cells:
+        shots = None if cell["protocol"] == "few_shot" else cell["shots"]
+        groups.setdefault((cell["protocol"], cell["backbone"], shots), []).append(cell)
+    found = []
+    for (protocol, backbone, _), group in groups.items():
+        benchmarks = list(dict.fromkeys(cell["benchmark"] for cell in group))
+        wholes = [tuple(benchmarks)] if len(benchmarks) > 1 and protocol in COLUMNS else []
+        found += [_table(protocol, backbone, group, some) for some in (*wholes, *((b,) for b in benchmarks))]
+    return found
+
+
+def _table(protocol, backbone, group, benchmarks):
+    """The table of one benchmark, or of the average over several."""
+    group = [cell for cell in group if cell["benchmark"] in benchmarks]
+    shots = tuple(sorted({cell["shots"] for cell in group}, key=lambda n: (n == -1, n)))
+    if protocol == "few_shot":
+        columns = {_shots(n): ("accuracy", n) for n in shots}
+    else:
+        named = COLUMNS.get(protocol) or {k: k for c in group for k in c.get("summary", ()) if "f1" not in k}
+        columns = {title: (metric, shots[0]) for title, metric in named.items()}
+    rows = []
+    for method in dict.fromkeys(cell["method"] for cell in group):
+        mine = {(cell["benchmark"], cell["shots"]): cell for cell in group if cell["method"] == method}
+        figures = {
+            title: figure([mine.get((b, n)) for b in benchmarks], metric) for title, (metric, n) in columns.items()
+        }
+        if protocol == "base_to_new" and len(benchmarks) > 1:
+            figures["HM of averages"] = {"said": "–"}
+            if all("mean" in figures[k] for k in ("base", "new")):
+                means = [figures[k]["mean"] for k in ("base", "new")]
+                figures["HM of averages"] = {"mean": float(accuracy.harmonic_mean(*means)), "stderr": None}
+        done = [cell for cell in mine.values() if "failed" not in cell]
+        trained = tuple(sorted({cell["trained_params"] for cell in done}))
+        rows.append(Row(method, figures, trained, sum(cell["seconds"] for cell in done)))
+        rows += published(method, protocol, backbone, benchmarks, shots, mine.values(), rows[-1].figures)
+    images = sum({cell["benchmark"]: cell["n_test"] for cell in group if "n_test" in cell}.values())
+    named = ", ".join(benchmarks) if len(benchmarks) <= 4 else f"{len(benchmarks)} benchmarks"
+    where = f"average over {named}" if len(benchmarks) > 1 else named
+    return Table(where, protocol, backbone, shots, tuple(rows[0].figures), rows, 2 if images >= MANY else 1)
+
+
+def figure(cells, metric):
+    """{"mean", "stderr"} of a metric, averaged over the benchmarks' cells seed by seed; {"said"} where one lacks it."""
+    cells = [cell or {"failed": ""} for cell in cells]
+    if why := {"failed" if cell["failed"] else "not run" for cell in cells if "failed" in cell}:
+        return {"said": min(why)}
+    if any(metric not in cell["summary"] for cell in cells):
+        return {"said": "–"}
+    values = [[seed["metrics"][metric] for seed in cell["seeds"]] for cell in cells]
+    n = max(map(len, values))  # what depends on no seed has one value
+    if any(len(v) not in (1, n) for v in values):
+        return {"mean": float(np.mean([np.mean(v) for v in values])), "stderr": None}
+    return accuracy.summary(np.mean([np.broadcast_to(v, n) for v in values], axis=0))
+
+
+def published(method, protocol, backbone, benchmarks, shots, cells, columns):
+    """The published line of a method: where benchmark (or the eleven of an average), protocol, shots and backbone are
+    the same, and the data too."""
+    if not all(cell.get("published_split", True) for cell in cells):
+        return []
+    known = _published()
+    where = benchmarks[0] if len(benchmarks) == 1 else "the eleven" if sorted(benchmarks) == known["the eleven"] else ""
+    rows = []
+    for entry in known["rows"]:
+        same = (entry["method"], entry["protocol"], entry["backbone"]) == (method, protocol, backbone)
+        if same and entry["benchmark"] == where and set(entry["shots"]) & set(shots):
+            given = dict(zip(entry["columns"], entry["values"], strict=True))
+            figures = {c: {"mean": given[c], "stderr": None} if c in given else {"said": ""} for c in columns}
+            rows.append(Row(f"{method}, published", figures, source=known["sources"][entry["source"]]))
+    return rows
+
+
+@functools.cache
+def _published():
+    return json.loads((resources.files("vlmx") / "assets" / "published.json").read_text())
+
+
+# ---------------------------------------------------------------- text
+def shown(figure, digits):
+    """A figure as text: (mean or what is said, standard error or "")."""
+    if "mean" not in figure:
+        return figure["said"], ""
+    return f"{figure['mean']:.{digits}f}", "" if figure["stderr"] is None else f"{figure['stderr']:.{digits}f}"
+
+
+def lines(table):
+    """A table as lists of strings, the head first."""
+    from vlmx.report import count, duration
+
+    found = [["method", *table.columns, "trained parameters", "time"]]
+    for row in table.rows:
+        digits = 2 if row.source else table.digits
+        figures = [" ± ".join(filter(None, shown(row.figures[c], digits))) for c in table.columns]
+        trained = " – ".join(dict.fromkeys(count(n) for n in (*row.trained[:1], *row.trained[-1:])))
+        found.append([row.name, *figures, trained, duration(row.seconds) if row.seconds else ""])
+    return found
+
+
+def markdown(table):
+    """A table in markdown, aligned to be read as it stands."""
+    found = lines(table)
+    widths = [max(map(len, column)) for column in zip(*found)]
+    found.insert(1, ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])])
+    padded = [[row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:]))] for row in found]
+    return "\n".join("| " + " | ".join(row) + " |" for row in padded)
+
+
+def failures(cells):
+    """[(what, why)] of the cells that have failed; those of one run that failed alike are told together."""
+    found = {}
+    for c in cells:
+        if c.get("failed"):
+            where = f"{c['benchmark']}, {c['protocol']}, {_shots(c['shots'])}"
+            found.setdefault((where, c["failed"]), []).append(c["method"])
+    return [(f"{where}: {', '.join(names)}", why) for (where, why), names in found.items()]
+
+
+def text(results):
+    """tables.md: every table, where published numbers come from, and what has failed."""
+    found = make(results["cells"])
+    seeds = {len(cell["seeds"]) for cell in results["cells"] if "seeds" in cell} - {1}
+    parts = [f"# {results['title']}", f"    {results['command']}"]
+    parts += [NOTE + (f" Seeds: {', '.join(map(str, sorted(seeds)))}." if seeds else "")]
+    for table in found:
+        parts += [f"## {table.title()}", markdown(table)]
+    sources = dict.fromkeys(f"- {row.name}: {row.source}" for table in found for row in table.rows if row.source)
+    parts += ["## Where the published numbers come from", "\n".join(sources)] if sources else []
+    failed = [f"- {what}: {why}" for what, why in failures(results["cells"])]
+    parts += ["## Failed", "\n".join(failed)] if failed else []
+    return "\n\n".join(parts) + "\n"
+
+
+NOTE = (
+    "Accuracy in percent, mean ± standard error over seeds. HM: harmonic mean of base and new, taken for each seed and "
+    "benchmark and then averaged (as APEX does); HM of averages: taken once, of the averages (as CoCoOp, MaPLe and "
+    "PromptSRC do)."
+)
+
+
+def table_csv(cells):
+    """results.csv: a line for every seed and metric."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*KEYS, "seed", "metric", "value", "trained_params", "seconds"])
+    for cell in cells:
+        key = [cell[k] for k in KEYS]
+        if "failed" in cell:
+            writer.writerow([*key, "", "failed" if cell["failed"] else "not run", "", "", ""])
+        for seed in cell.get("seeds", ()):
+            for metric, value in seed["metrics"].items():
+                writer.writerow([*key, seed["seed"], metric, value, cell["trained_params"], cell["seconds"]])
+    return out.getvalue()
