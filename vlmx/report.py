@@ -277,7 +277,7 @@ def sweep_page(results):
         results=results,
         tables=found,
         lines=tables.lines,
-        note=tables.NOTE,
+        note=tables.note(cells),
         failed=tables.failures(cells),
         sources=list(dict.fromkeys(row.source for table in found for row in table.rows if row.source)),
         done=len(done),

@@ -89,25 +89,31 @@ def plain(config):
 
 
 def finished(config, workdir, write=True):
-    """results.json of this very run, or None where it is still to be made, or a part of it failed. A workdir of another
-    config is refused."""
+    """results.json of this very run, or None where it is still to be made, or a part of it failed.
+
+    A workdir of another config is refused, but for other methods or protocols: those that are there already stay.
+    """
     path = workdir / "config.json"
-    asked = plain(config)
+    asked, saved = plain(config), None
     if path.exists():
         saved = json.loads(path.read_text())
-        flat = [dict(flatten(c)) for c in (saved, asked)]
+        both = saved["recipe"].keys() & asked["recipe"].keys()
+        same = [c | {"recipe": {m: c["recipe"][m] for m in both}} for c in (saved, asked)]
+        flat = [dict(flatten(c | {"methods": (), "protocols": ()})) for c in same]
         keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
         if keys:
             lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
             raise UserError(
                 "\n".join([f"{workdir} is of a run with another config:", *lines, "Use another --workdir."])
             )
-    elif write:
+        asked["recipe"] = saved["recipe"] | asked["recipe"]
+    if write and asked != saved:
         write_json(path, asked)
     if not (workdir / "results.json").exists():
         return None
     results = json.loads((workdir / "results.json").read_text())
-    return None if results.get("failed") else results
+    whole = all(results["config"][key] == asked[key] for key in ("methods", "protocols")) and not results.get("failed")
+    return results if whole else None
 
 
 def flatten(tree, prefix=""):

@@ -59,6 +59,7 @@ def plan(args, fields=()):
             asked = {"protocols": "+".join(words(args.protocols)), "shots": shots, "seeds": args.seeds}
             keys = [f"{key}={value}" for key, value in asked.items() if value]
             config = command.load(f"{path}:{','.join([*methods, *keys, *filter(None, [given])])}")
+            settings.check(config)  # an unknown method first, then the fields of its recipe
             command.check_fields(config, fields)
             for field in fields:
                 path, _, value = field.removeprefix("--config.").partition("=")
@@ -82,6 +83,9 @@ def run(runs, workdir):
 
     began, workdir = time.monotonic(), Path(workdir).absolute()
     found = {name: tables.missing(name, config, settings.check(config)) for name, config in runs.items()}
+    for name, config in runs.items():
+        if done := settings.finished(config, workdir / name, write=False):  # or it is of another config: refused now
+            found[name] = tables.cells(name, done)
     results = {"title": workdir.name, "command": " ".join(["python -m vlmx.sweep", *sys.argv[1:]])}
     for i, (name, config) in enumerate(runs.items(), 1):
         say(f"---- {name}: {i} of {len(runs)} runs")

@@ -205,6 +205,15 @@ def markdown(table):
     return "\n".join("| " + " | ".join(row) + " |" for row in padded)
 
 
+def note(cells):
+    """How the figures are to be read."""
+    said = "Accuracy in percent, mean ± standard error over seeds."
+    if any(cell["protocol"] == "base_to_new" for cell in cells):
+        said += " HM: harmonic mean of base and new, taken for each seed and benchmark and then averaged (as APEX does)"
+        said += "; HM of averages: taken once, of the averages (as CoCoOp, MaPLe and PromptSRC do)."
+    return said
+
+
 def failures(cells):
     """[(what, why)] of the cells that have failed; those of one run that failed alike are told together."""
     found = {}
@@ -218,9 +227,7 @@ def failures(cells):
 def text(results):
     """tables.md: every table, where published numbers come from, and what has failed."""
     found = make(results["cells"])
-    seeds = {len(cell["seeds"]) for cell in results["cells"] if "seeds" in cell} - {1}
-    parts = [f"# {results['title']}", f"    {results['command']}"]
-    parts += [NOTE + (f" Seeds: {', '.join(map(str, sorted(seeds)))}." if seeds else "")]
+    parts = [f"# {results['title']}", f"    {results['command']}", note(results["cells"])]
     for table in found:
         parts += [f"## {table.title()}", markdown(table)]
     sources = dict.fromkeys(f"- {row.name}: {row.source}" for table in found for row in table.rows if row.source)
@@ -228,13 +235,6 @@ def text(results):
     failed = [f"- {what}: {why}" for what, why in failures(results["cells"])]
     parts += ["## Failed", "\n".join(failed)] if failed else []
     return "\n\n".join(parts) + "\n"
-
-
-NOTE = (
-    "Accuracy in percent, mean ± standard error over seeds. HM: harmonic mean of base and new, taken for each seed and "
-    "benchmark and then averaged (as APEX does); HM of averages: taken once, of the averages (as CoCoOp, MaPLe and "
-    "PromptSRC do)."
-)
 
 
 def table_csv(cells):

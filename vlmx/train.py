@@ -105,9 +105,9 @@ def run(config, workdir, go_on=False):
 
     # ---------------------------------------------------------------- every method under every protocol
     runs, mistakes, failed = [], [], []
-    for number, ((name, protocol), method) in enumerate(made.items()):
+    for (name, protocol), method in made.items():
         try:
-            result, wrong = cell(world, name, protocol, method, problems[protocol], number)
+            result, wrong = cell(world, name, protocol, method, problems[protocol])
         except Exception as e:
             if not go_on or stops_all(e):
                 raise
@@ -197,7 +197,7 @@ def predict(world, method, v, consts, part, rules=shard.METHOD):
 
 
 # -------------------------------------------------------------------- one method under one protocol
-def cell(world, name, protocol, method, problem, number):
+def cell(world, name, protocol, method, problem):
     """Train, search on validation, test: (an entry of results["runs"], its mistakes). A finished one is read back."""
     config, workdir = world.config, world.workdir
     folder = workdir / f"{name.replace('.', '_')}-{protocol}"
@@ -250,7 +250,8 @@ def cell(world, name, protocol, method, problem, number):
             if s == 0 or len(part.labels) <= 200:  # a thousand classes squared, for every seed, is a file nobody opens
                 outcome["confusion"][part_name] = matrix
         if logs.first_process():
-            mistakes += save_mistakes(world, part, classes, said[0], p[0], truth, weight, (number, seeds[0], part_name))
+            key = folder.name, seeds[0], part_name
+            mistakes += save_mistakes(world, part, classes, said[0], p[0], truth, weight, key)
     for outcome in outcomes:
         if {"base", "new"} <= outcome["metrics"].keys():
             m = outcome["metrics"]

@@ -1,0 +1,131 @@
+"""The sweep: a cell that fails leaves the others, what is missing is made later, and one report shows it all."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from vlmx import report, sweep, train
+from vlmx.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+ONE = ("--configs", f"{ROOT}/configs/digits.py", "--protocols", "few_shot", "--shots", "1,2", "--seeds", "2")
+QUICK = ("--config.recipe.coop.epochs=2", "--config.recipe.coop.hyper.n_ctx=2")
+
+
+def go(workdir, *more, methods="zero_shot,coop"):
+    quick = QUICK if "coop" in methods else ()
+    return sweep.main([*ONE, *quick, "--methods", methods, "--workdir", str(workdir), *more])
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep in which coop fails at 2 shots, as its loss would if it were not finite."""
+    workdir, real = tmp_path_factory.mktemp("sweep"), train.fit
+
+    def fit(world, run, *args):
+        if world.config.shots == 2:
+            raise UserError("the loss of coop is not finite")
+        return real(world, run, *args)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(train, "fit", fit)
+    status = go(workdir)
+    patch.undo()
+    return workdir, status
+
+
+def cells(workdir):
+    found = json.loads((workdir / "results.json").read_text())["cells"]
+    return {(cell["shots"], cell["method"]): cell for cell in found}
+
+
+def test_a_cell_that_fails_is_told_and_the_others_run(swept, capsys):
+    workdir, status = swept
+    found = cells(workdir)
+    assert status == 1 and list(found) == [(1, "zero_shot"), (1, "coop"), (2, "zero_shot"), (2, "coop")]
+    assert [cell.get("failed") for cell in found.values()] == [None, None, None, "the loss of coop is not finite"]
+    assert report.main([str(workdir)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith((workdir / "tables.md").read_text())
+    for text in ("## digits · few-shot · tiny_clip", "- digits, few_shot, 2 shots: coop: the loss of coop is not"):
+        assert text in said
+    assert "the loss of coop is not finite" in (workdir / "digits-2/report.html").read_text()
+    page = (workdir / "report.html").read_text()
+    assert "3 of 4 finished, 1 failed" in page and 'href="digits-1/report.html"' in page and page.count("<svg") == 1
+
+
+def test_every_seed_is_in_the_csv(swept):
+    workdir, _ = swept
+    rows = list(csv.DictReader(open(workdir / "results.csv")))
+    coop = [row for row in rows if (row["method"], row["shots"]) == ("coop", "1")]
+    assert {(row["seed"], row["metric"]) for row in coop} == {(s, m) for s in "12" for m in ("accuracy", "macro_f1")}
+    seeds = cells(workdir)[1, "coop"]["seeds"]
+    assert float(coop[0]["value"]) == seeds[0]["metrics"]["accuracy"] and coop[0]["trained_params"] == "256"
+    assert [row["metric"] for row in rows if row["shots"] == "2" and row["method"] == "coop"] == ["failed"]
+
+
+def test_the_next_run_tries_what_failed_and_adds_a_method(swept, monkeypatch):
+    workdir, _ = swept
+    before, made, real = cells(workdir), [], train.fit
+
+    def fit(world, run, *args):
+        made.append((world.config.shots, run))
+        return real(world, run, *args)
+
+    monkeypatch.setattr(train, "fit", fit)
+    assert go(workdir, methods="zero_shot,coop,linear_probe") == 0
+    assert made == [(1, "linear_probe-few_shot"), (2, "coop-few_shot"), (2, "linear_probe-few_shot")]
+    after = cells(workdir)
+    assert len(after) == 6 and not any("failed" in cell for cell in after.values())
+    assert after[1, "coop"] == before[1, "coop"]
+    made.clear()
+    assert go(workdir, methods="zero_shot,coop,linear_probe") == 0 and not made
+
+
+def test_a_sweep_of_another_config_is_refused_before_anything_runs(swept, monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", None)
+    before = (swept[0] / "results.json").read_bytes()
+    with pytest.raises(SystemExit) as left:
+        go(swept[0], "--config.recipe.coop.epochs=3")
+    assert left.value.code == 2 and "recipe.coop.epochs: there 2, now 3" in capsys.readouterr().err
+    assert (swept[0] / "results.json").read_bytes() == before
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
+    real = train.run
+
+    def stopped(config, workdir, go_on):
+        if config.shots == 2:
+            raise KeyboardInterrupt
+        return real(config, workdir, go_on)
+
+    monkeypatch.setattr(train, "run", stopped)
+    with pytest.raises(SystemExit) as left:
+        go(tmp_path, methods="zero_shot")
+    assert left.value.code == 130
+    assert [cell.get("failed") for cell in cells(tmp_path).values()] == [None, ""]
+    assert "not run" in (tmp_path / "tables.md").read_text()
+    monkeypatch.setattr(train, "run", real)
+    assert go(tmp_path, methods="zero_shot") == 0
+    assert not any("failed" in cell for cell in cells(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (("--config.recipe.coop.epoch=3",), "Did you mean 'epochs'"),
+        (("--config.shots=four",), "shots"),
+        (("--methods", "cop"), "Did you mean 'coop'"),
+        (("--protocols", "few_shots"), "Did you mean 'few_shot'"),
+        (("--configs", f"{ROOT}/configs/digit.py"), "Did you mean"),
+        (("--configs", f"{ROOT}/configs/digits.py,{ROOT}/configs/digits.py"), "make the same run, digits-1"),
+        (("--shot", "4"), "unexpected argument '--shot'"),
+    ],
+)
+def test_wrong_words_end_it_before_anything_runs(tmp_path, monkeypatch, capsys, more, said):
+    monkeypatch.setattr(train, "run", None)
+    with pytest.raises(SystemExit) as left:
+        go(tmp_path, *more)
+    assert left.value.code == 2 and said in capsys.readouterr().err
