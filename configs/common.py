@@ -6,14 +6,25 @@ import re
 from ml_collections import ConfigDict
 
 from configs import recipes
+from vlmx.data.protocols import PROTOCOLS
 from vlmx.errors import UserError, unknown
 
 METHODS = ("zero_shot", "linear_probe", "coop")
-PROTOCOLS = ("few_shot", "base_to_new")
+USUAL = ("few_shot", "base_to_new")
+# What cross_dataset and domain_generalization test on by default: the others of a family, and the shifted versions.
+TEN = (
+    *("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
+    *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
+)
+FAMILIES = (("objects", "textures", "digits"), ("imagenet", *TEN))
+SHIFTS = {
+    "imagenet": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
+    "objects": ("objects_sketch", "objects_noise", "objects_inverted", "objects_lowres"),
+}
 TOP = ("shots", "seeds", "protocols", "root", "model")
 
 
-def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHODS, protocols=PROTOCOLS, **data):
+def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHODS, protocols=USUAL, **data):
     """The config of a benchmark.
 
     Args: name: of the data set (vlmx/data/task.py). arg: behind the colon, `method[,method...][,key=value...]`: methods
@@ -52,12 +63,17 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
     config.model.truncate = False  # cut texts that are too long instead of stopping
     config.model.remat = False  # recompute blocks in the backward pass: less memory, more time
 
+    config.targets = ConfigDict()  # data sets that a protocol tests on, beside `data`; under the same root
+    config.targets.cross_dataset = tuple(n for family in FAMILIES if name in family for n in family if n != name)
+    config.targets.domain_generalization = SHIFTS.get(name, ())
+
     config.recipe = ConfigDict({m: recipes.RECIPES[m]() for m in methods if m in recipes.RECIPES})
     config.reference = "zero_shot"  # the method whose accuracy is printed before anything is trained
     config.eval_batch = 256
     config.steps_per_call = 50  # at most so many steps of one compiled call, where features are stored
     config.checkpoint_every = 500  # steps
     config.checkpoint_keep = 2  # the last ones
+    config.checkpoint_best = False  # end with each seed's best checkpoint on validation instead of with the last step
     config.nonfinite = "stop"  # at a loss or gradient that is not finite; or "skip" the step and count it
     config.mesh = ConfigDict({"seed": 1, "data": -1, "fsdp": 1, "tensor": 1})
     config.shardings = ()  # rules that go before those of vlmx/shard.py: ("model/.*/token_embed", "- fsdp"), ...
@@ -66,7 +82,8 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
     if smoke:
         config.shots, config.seeds = 1, (1,)
         for recipe in config.recipe.values():
-            recipe.update({k: v for k, v in {"epochs": 2, "batch": 8}.items() if k in recipe})
+            for part in (recipe, *(recipe[p] for p in PROTOCOLS if p in recipe)):
+                part.update({k: v for k, v in {"epochs": 2, "batch": 8}.items() if k in part})
     return config
 
 
@@ -106,6 +123,8 @@ def apply(config, settings):
                 except TypeError:
                     kind = type(recipe.hyper[key]).__name__
                     raise UserError(f"--config ...:{key}={value}: expected {kind}, got {value!r}.") from None
-                recipe.base_to_new = ConfigDict()  # what is asked for by name holds in every protocol
+                for protocol in PROTOCOLS.keys() & recipe.keys():
+                    kept = {k: v for k, v in recipe[protocol].items() if k not in recipe.hyper}
+                    recipe[protocol] = ConfigDict(kept)  # what is asked for by name holds in every protocol
         else:
             raise unknown("setting behind the colon of --config", key, [*TOP, *hyper])

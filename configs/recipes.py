@@ -1,8 +1,9 @@
 """Each method's published settings, with their source: optimiser, schedule, epochs, batch, hyper-parameters.
 
-A recipe's `hyper` are the arguments of the method's `make`; `base_to_new` or `few_shot` replaces some of them in that
-protocol, where the paper does. `epochs` 0 means `epochs_by_shots`: pairs (up to so many shots, epochs); or, where
-these are missing too, `steps_per_shot`: steps for each image of a class. A depth is cut to the layers that a tower has.
+A recipe's `hyper` are the arguments of the method's `make`; an entry named as a protocol replaces some of them, or of
+the other fields, in that protocol, where the paper does. `epochs` 0 means `epochs_by_shots`: pairs (up to so many
+shots, epochs); or, where these are missing too, `steps_per_shot`: steps for each image of a class. A depth is cut to
+the layers that a tower has.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,11 @@ def dassl_sgd(lr):
     """SGD as in Dassl's configs: momentum 0.9, decay 5e-4, the first epoch at 1e-5, then a cosine per epoch."""
     schedule = {"name": "dassl", "warmup": 1, "kind": "constant", "first": 1e-5}
     return {"name": "sgd", "lr": lr, "wd": 5e-4, "momentum": 0.9, "schedule": schedule}
+
+
+def transfer(**replaced):
+    """What a recipe replaces where it is trained to be tested on other data sets."""
+    return {"cross_dataset": replaced, "domain_generalization": replaced}
 
 
 def zero_shot():
@@ -57,8 +63,9 @@ def ivlp():
 
 
 def maple():
-    """MaPLe, configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml."""
-    return tuned({"n_ctx": 2, "depth": 9, "ctx_init": "a photo of a"}, dassl_sgd(0.0035), 4, 5)
+    """MaPLe, configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml, and its cross_datasets."""
+    hyper = {"n_ctx": 2, "depth": 9, "ctx_init": "a photo of a"}
+    return tuned(hyper, dassl_sgd(0.0035), 4, 5, **transfer(depth=3, epochs=2, optimizer={"lr": 0.0026}))
 
 
 def promptsrc():
@@ -66,17 +73,19 @@ def promptsrc():
     with gpa_mean and gpa_std 30."""
     counts = {"n_ctx_text": 4, "n_ctx_vision": 4, "depth_text": 9, "depth_vision": 9}
     weights = {"text_weight": 25.0, "image_weight": 10.0, "gpa_mean": 15.0, "gpa_std": 1.0, "teacher_templates": 60}
-    return tuned({**counts, "ctx_init": "a photo of a", **weights}, dassl_sgd(0.0025), 4, 20)
+    less = transfer(depth_text=3, depth_vision=3, gpa_mean=6.0, gpa_std=10.0)
+    return tuned({**counts, "ctx_init": "a photo of a", **weights}, dassl_sgd(0.0025), 4, 20, **less)
 
 
 def apex():
     """APEX, configs/trainers/APEX/vit_b16_c2_ep15_batch16_2+2ctx.yaml; the first epoch at 0.01. Published with 20 seeds
-    and, on ImageNet, 5 epochs."""
+    and, on ImageNet, 5 epochs; for other data sets without augmentation (data.augment) and with fewer layers."""
     counts = {"n_ctx_text": 2, "n_ctx_vision": 2, "depth_text": 1, "depth_vision": 12}
     hyper = {**counts, "ctx_init": "a photo of a", "beta": 4.0, "threshold": 0.05}
     schedule = {"name": "dassl", "warmup": 1, "kind": "linear", "first": 0.01}
     optimizer = {"name": "adadelta", "lr": 0.15, "wd": 1e-3, "rho": 0.9, "eps": 1e-6, "schedule": schedule}
-    return tuned(hyper, optimizer, 16, 15)
+    less = transfer(depth_vision=3, epochs=6, batch=32, optimizer={"lr": 0.02, "schedule": {"first": 1e-3}})
+    return tuned(hyper, optimizer, 16, 15, **less)
 
 
 def clip_adapter():

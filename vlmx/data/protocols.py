@@ -1,6 +1,7 @@
 """Evaluation protocols of few-shot transfer: which images are trained on, which classes they are tested among.
 
-A protocol is a function `(dataset, shots, seeds) -> Problem`; it moves indices, never images.
+A protocol is a function `(dataset, shots, seeds, targets) -> Problem`; it moves indices, never images. `targets`: the
+other data sets that are tested on, name -> Dataset.
 """
 
 from typing import NamedTuple
@@ -12,10 +13,12 @@ from vlmx.errors import UserError
 
 
 class Part(NamedTuple):
-    """A test set among some classes: `labels`, the classes in order; `index` (n,), rows of the test split."""
+    """A test set among some classes: `labels`, the classes in order; `index` (n,), rows of the test split; `of`: the
+    target whose classes and images these are, "" for the data set trained on."""
 
     labels: tuple[int, ...]
     index: np.ndarray
+    of: str = ""
 
 
 class Problem(NamedTuple):
@@ -28,14 +31,14 @@ class Problem(NamedTuple):
     parts: dict[str, Part]
 
 
-def few_shot(dataset, shots, seeds):
+def few_shot(dataset, shots, seeds, targets=()):
     """All classes, `shots` images of each (CoOp, arXiv 2109.01134)."""
     train, val = _sample(dataset, shots, seeds)
     labels = tuple(range(len(dataset.classnames)))
     return Problem(labels, train, val, {"all": _part(dataset, labels)})
 
 
-def base_to_new(dataset, shots, seeds):
+def base_to_new(dataset, shots, seeds, targets=()):
     """Train on the first half of the classes, test on both halves apart (CoCoOp, arXiv 2203.05557).
 
     The base images of a seed are those of its few_shot run.
@@ -54,7 +57,32 @@ def base_to_new(dataset, shots, seeds):
     return Problem(tuple(base), keep(dataset.train, train), keep(dataset.val, val), parts)
 
 
-PROTOCOLS = {f.__name__: f for f in (few_shot, base_to_new)}
+def cross_dataset(dataset, shots, seeds, targets):
+    """Train on all classes, test on other data sets, each among its own classes (CoCoOp, arXiv 2203.05557)."""
+    train, val = _sample(dataset, shots, seeds)
+    labels = tuple(range(len(dataset.classnames)))
+    parts = {"source": _part(dataset, labels)}
+    for name, target in targets.items():
+        parts[name] = _part(target, range(len(target.classnames)), name)
+    return Problem(labels, train, val, parts)
+
+
+def domain_generalization(dataset, shots, seeds, targets):
+    """Train on all classes, test on other pictures of them (CoOp, arXiv 2109.01134).
+
+    A target with a part of the classes, as ImageNet-A and ImageNet-R, is tested among these alone.
+    """
+    for name, target in targets.items():
+        if other := [c for c in target.classnames if c not in dataset.classnames]:
+            raise UserError(
+                f"domain_generalization tests on the classes trained on, and {name} has others than {dataset.name}: "
+                f"{', '.join(other[:3])}{', ...' if other[3:] else ''}. For other classes there is cross_dataset."
+            )
+    return cross_dataset(dataset, shots, seeds, targets)
+
+
+TRANSFER = (cross_dataset.__name__, domain_generalization.__name__)  # those that need targets
+PROTOCOLS = {f.__name__: f for f in (few_shot, base_to_new, cross_dataset, domain_generalization)}
 
 
 def _sample(dataset, shots, seeds):
@@ -62,8 +90,8 @@ def _sample(dataset, shots, seeds):
     return [train for train, _ in pairs], [val for _, val in pairs]
 
 
-def _part(dataset, labels):
-    return Part(tuple(labels), np.flatnonzero(np.isin(dataset.test.labels, labels)))
+def _part(dataset, labels, of=""):
+    return Part(tuple(labels), np.flatnonzero(np.isin(dataset.test.labels, tuple(labels))), of)
 
 
 def relabel(labels, classes):
