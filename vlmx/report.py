@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vlmx import charts, files, tables
+from vlmx.data import protocols
 from vlmx.errors import UserError
 from vlmx.metrics import accuracy
 
@@ -131,11 +132,17 @@ def _subject(results):
 
 
 def other_figures(results):
-    """Runs of other protocols, and a run without any (pre-training): {"name", "figures": [(metric, mean, stderr)]}."""
-    runs = [run for run in results.get("runs") or [] if run.get("protocol") not in ("few_shot", "base_to_new")]
+    """Runs without a protocol or methods (pre-training): {"name", "figures": [(metric, mean, stderr)]}."""
+    runs = [run for run in results.get("runs") or [] if run.get("protocol") not in protocols.PROTOCOLS]
     runs += [{**results, "method": _subject(results)}] if results.get("summary") else []
     rows = [(run, [(k.replace("_", " "), *cell(v, 2)) for k, v in figures(run).items()]) for run in runs]
     return [{"name": str(run.get("method", "run")), "figures": found} for run, found in rows if found]
+
+
+def transfers(results):
+    """The tables of the protocols that test on other data sets."""
+    found = [run for run in results.get("runs") or [] if run.get("protocol") in protocols.TRANSFER]
+    return [t for t in tables.make(tables.cells("", results)) if t.protocol in protocols.TRANSFER] if found else []
 
 
 def seeds_of(results):
@@ -159,10 +166,18 @@ def table(results):
         seeds = seeds_of(results)
         many = f"; mean +- standard error over seeds {', '.join(map(str, seeds))}"
         text.append("per cent" + (many if len(seeds) > 1 else f"; seed {seeds[0]}" if seeds else ""))
+    for found in transfers(results):
+        text += ["", found.title(), tables.markdown(found)]
+    text += [f"failed: {what}: {why}" for what, why in failures(results)]
     for row in other_figures(results):
         found = [f"{metric} {mean}" + (f" +- {stderr}" if stderr else "") for metric, mean, stderr in row["figures"]]
         text.append(f"{row['name']}: {', '.join(found)}")
     return "\n".join(line.rstrip() for line in text)
+
+
+def failures(results):
+    """[(what, why)] of the methods that failed."""
+    return [(f"{f['method']}, {f['protocol']}", f["error"]) for f in results.get("failed") or []]
 
 
 # ---------------------------------------------------------------- the pictures it got wrong
@@ -237,8 +252,10 @@ def page(results, workdir):
     shown = charts.largest(runs, run_names)
     sources = list(zip(run_names, runs)) + [(_subject(results), results)]
     columns, rows = result_rows(results)
+    other_sets = transfers(results)
     dataset, model = results.get("dataset") or {}, results.get("model") or {}
-    notes = [note for holder in (dataset, *runs, results) for note in holder.get("notes") or []]
+    notes = [f"{what} failed: {why}" for what, why in failures(results)]
+    notes += [note for holder in (dataset, *runs, results) for note in holder.get("notes") or []]
     learnt = [
         (name, run["images"]) for name, run in zip(run_names, runs) if run.get("images") and run.get("trained_params")
     ]
@@ -249,6 +266,9 @@ def page(results, workdir):
         runs=list(zip(run_names, runs)),
         columns=columns,
         rows=rows,
+        transfers=other_sets,
+        sources=tables.sources(other_sets),
+        lines=tables.lines,
         others=other_figures(results),
         colours=colours,
         seeds=seeds_of(results),
@@ -279,7 +299,7 @@ def sweep_page(results):
         lines=tables.lines,
         note=tables.note(cells),
         failed=tables.failures(cells),
-        sources=list(dict.fromkeys(row.source for table in found for row in table.rows if row.source)),
+        sources=tables.sources(found),
         done=len(done),
         spent=sum(cell["seconds"] for cell in done),
         seeds=seeds_of({"runs": done}),

@@ -214,6 +214,11 @@ def note(cells):
     return said
 
 
+def sources(found):
+    """Where the published lines of some tables come from."""
+    return list(dict.fromkeys(row.source for table in found for row in table.rows if row.source))
+
+
 def failures(cells):
     """[(what, why)] of the cells that have failed; those of one run that failed alike are told together."""
     found = {}
@@ -230,8 +235,8 @@ def text(results):
     parts = [f"# {results['title']}", f"    {results['command']}", note(results["cells"])]
     for table in found:
         parts += [f"## {table.title()}", markdown(table)]
-    sources = dict.fromkeys(f"- {row.name}: {row.source}" for table in found for row in table.rows if row.source)
-    parts += ["## Where the published numbers come from", "\n".join(sources)] if sources else []
+    theirs = dict.fromkeys(f"- {row.name}: {row.source}" for table in found for row in table.rows if row.source)
+    parts += ["## Where the published numbers come from", "\n".join(theirs)] if theirs else []
     failed = [f"- {what}: {why}" for what, why in failures(results["cells"])]
     parts += ["## Failed", "\n".join(failed)] if failed else []
     return "\n\n".join(parts) + "\n"
