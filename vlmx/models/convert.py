@@ -15,7 +15,6 @@ import re
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
@@ -70,20 +69,8 @@ def read(path, *, image_size=None, context=None, dtype="float32", param_dtype="f
 
     shapes = flatten_dict(param_shapes(config), sep="/")
     files.check(path, tensors, table, shapes, IGNORED)
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def leaf(name, shape):
-        sharding = first if place is None else place(name, shape.shape)
-        pieces = {}  # one by one, and waited for: reads and transfers of all at once would pile up copies on the host
-        for device, index in sharding.addressable_devices_indices_map(shape.shape).items():
-            pieces.setdefault(str(index), (index, []))[1].append(device)
-        arrays = []
-        for index, devices in pieces.values():
-            piece = files.read_slice(table[name], tensors, shape.shape, shape.dtype, index)
-            arrays += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
-        return jax.make_array_from_single_device_arrays(shape.shape, sharding, arrays)
-
-    return config, unflatten_dict({name: leaf(name, shape) for name, shape in shapes.items()}, sep="/")
+    leaves = {name: files.place(table[name], tensors, shape, name, place) for name, shape in shapes.items()}
+    return config, unflatten_dict(leaves, sep="/")
 
 
 def save_hf(directory, config, params, tokenizer_dir=None, dtype="float32"):

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_dtypes
 import numpy as np
 from PIL import Image
@@ -191,6 +192,23 @@ def read_slice(rule, tensors, shape, dtype, index):
     for key, part in zip(keys, parts):
         part[...] = tensors[key].data[tuple(source)].transpose(rule.axes)
     return out
+
+
+def place(rule, tensors, shape, name, where=None):
+    """A leaf as a jax array, built on the devices it will live on from the slices each of them needs.
+
+    Args: shape: its shape and dtype. where: `(name, shape) -> jax.sharding.Sharding`; None: the first local device.
+    """
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = first if where is None else where(name, shape.shape)
+    pieces = {}  # one by one, and waited for: reads and transfers of all at once would pile up copies on the host
+    for device, index in sharding.addressable_devices_indices_map(shape.shape).items():
+        pieces.setdefault(str(index), (index, []))[1].append(device)
+    arrays = []
+    for index, devices in pieces.values():
+        piece = read_slice(rule, tensors, shape.shape, shape.dtype, index)
+        arrays += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape.shape, sharding, arrays)
 
 
 def resize_grid(pos_embed, size):

@@ -14,26 +14,27 @@ from vlmx.modules.adapters import uniform
 class LowRank(nn.Module):
     """A `(L, D, r)` and B `(L, r, D)` for each of `maps` ("q", "k", "v", "o") of a tower's attention.
 
-    A starts as PyTorch's linear layers do, B at zero: at the start nothing is changed.
+    A starts as PyTorch's linear layers do, B at zero: at the start nothing is changed. out: another width of outputs.
     """
 
     layers: int
     width: int
     rank: int
     maps: tuple[str, ...]
+    out: int | None = None
 
     @nn.compact
     def __call__(self):
         def pair(name):
             A = self.param(f"{name}_A", uniform(self.width), (self.layers, self.width, self.rank))
-            B = self.param(f"{name}_B", nn.initializers.zeros, (self.layers, self.rank, self.width))
+            B = self.param(f"{name}_B", nn.initializers.zeros, (self.layers, self.rank, self.out or self.width))
             return {"A": A, "B": B}
 
         return {name: pair(name) for name in self.maps}
 
 
 def tap(scale, dropout=0.0):
-    """The tap that adds the updates of theta = {"q": {"A", "B"}, ...}.
+    """The tap that adds the updates of theta = {"q": {"A", "B"}, ...}; those of cross-attention are "cross/q", ...
 
     With `dropout` the branch's input is dropped out, by a mask for each map of its own, where theta has the layer's
     "key".
@@ -41,10 +42,11 @@ def tap(scale, dropout=0.0):
 
     def add(point, y, x, theta):
         name = point.removeprefix("attn/")
-        if theta is None or name == point or name not in theta:
+        if theta is None or name not in theta:
             return y
         if dropout and "key" in theta:
-            kept = jax.random.bernoulli(jax.random.fold_in(theta["key"], "qkvo".index(name)), 1 - dropout, x.shape)
+            number = "qkvo".index(name[-1]) + 4 * (name != name[-1])
+            kept = jax.random.bernoulli(jax.random.fold_in(theta["key"], number), 1 - dropout, x.shape)
             x = jnp.where(kept, x / (1 - dropout), 0)
         A, B = (theta[name][k].astype(x.dtype) for k in "AB")
         return y + scale * (x @ A @ B)
@@ -54,9 +56,11 @@ def tap(scale, dropout=0.0):
 
 def merged(params, updates, scale):
     """A tower's parameters with the updates {"q": {"A", "B"}, ...} added to the kernels of its attention."""
-    attn = dict(params["blocks"]["attn"])
+    blocks = dict(params["blocks"])
     for name, low in updates.items():
-        kernel = attn[name]["kernel"]
+        attention, name = name.split("/") if "/" in name else ("attn", name)
+        linear = blocks[attention][name]
         update = scale * jnp.einsum("LDr,LrE->LDE", low["A"], low["B"], precision="highest")
-        attn[name] = {**attn[name], "kernel": (kernel + update).astype(kernel.dtype)}
-    return {**params, "blocks": {**params["blocks"], "attn": attn}}
+        linear = {**linear, "kernel": (linear["kernel"] + update).astype(linear["kernel"].dtype)}
+        blocks[attention] = {**blocks[attention], name: linear}
+    return {**params, "blocks": blocks}

@@ -97,3 +97,24 @@ class Coupling(nn.Module):
         kernel = self.param("kernel", lambda key: start(key, (2, D, self.width))[layer])
         bias = self.param("bias", lambda key: start(key, (2, self.width))[layer])
         return jnp.einsum("JnD,JDE->JnE", text, kernel) + bias[:, None]
+
+
+class Reparametrised(nn.Module):
+    """Vectors `(P, width)` out of a table through a small network (Li & Liang 2021, arXiv 2101.00190, section 4.3).
+
+    start: (kernel(fan_in), bias(fan_in), table), initialisers.
+    """
+
+    P: int
+    width: int
+    hidden: int
+    start: tuple
+
+    @nn.compact
+    def __call__(self):
+        def linear(name, width, x):
+            start = {"kernel_init": self.start[0](x.shape[-1]), "bias_init": self.start[1](x.shape[-1])}
+            return nn.Dense(width, name=name, **start)(x)
+
+        table = self.param("table", self.start[2], (self.P, self.width))
+        return linear("up", self.width, jnp.tanh(linear("down", self.hidden, table)))
