@@ -15,7 +15,7 @@ from PIL import Image
 
 INK = "#010203"  # drawn with this and replaced by currentColor, so that one drawing serves light and dark pages
 POINTS = 300  # more steps than this are averaged in bins: the eye sees no more, and the page stays small
-PARTS = {"all": "all classes", "source": "all classes, before other data", "base": "base classes", "new": "new classes"}
+PARTS = {"all": "all classes", "base": "base classes", "new": "new classes"}
 COLOURS = ("#3b7dd8", "#d9822b", "#2a9d74", "#b5509c", "#7a6fd0", "#a08a1c", "#c94f4f", "#4a9fb5")
 MANY = 25  # more classes than this: a picture and a list instead of a table, the hardest classes instead of all
 HARDEST = 15

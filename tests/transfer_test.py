@@ -1,0 +1,140 @@
+"""cross_dataset and domain_generalization: trained on one data set, tested on others."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from vlmx import features, report, settings, train
+from vlmx.data import embedded, fewshot, protocols, task
+from vlmx.errors import UserError
+
+
+def tiny(name, classnames, per_class=3):
+    labels = np.arange(per_class * len(classnames), dtype=np.int32) % len(classnames)
+    images = np.zeros((len(labels), 8, 8), np.uint8)
+    split = task.Split(images, labels, [f"{name}/{i}" for i in range(len(labels))])
+    return task.Dataset(name, tuple(classnames), ("a photo of a {}.",), split, split, split)
+
+
+def test_a_target_is_tested_on_whole_among_its_own_classes():
+    animals = tiny("animals", ["cat", "dog", "cow"])
+    targets = {"cars": tiny("cars", ["red car", "blue car"]), "sketches": tiny("sketches", ["cow", "cat"])}
+    problem = protocols.cross_dataset(animals, 2, (1, 2), targets)
+    alike = protocols.few_shot(animals, 2, (1, 2))
+    assert problem.labels == (0, 1, 2)
+    assert [rows.tolist() for rows in problem.train] == [rows.tolist() for rows in alike.train]
+    found = {name: (part.of, part.labels, len(part.index)) for name, part in problem.parts.items()}
+    assert found == {
+        "source": ("", (0, 1, 2), 9),
+        "cars": ("cars", (0, 1), 6),
+        "sketches": ("sketches", (0, 1), 6),
+    }
+
+
+def test_domain_generalization_keeps_to_the_classes_trained_on():
+    animals = tiny("animals", ["cat", "dog", "cow"])
+    shifted = {"sketches": tiny("sketches", ["cow", "cat"])}
+    problem = protocols.domain_generalization(animals, 1, (1,), shifted)
+    assert problem.parts.keys() == {"source", "sketches"}
+    with pytest.raises(UserError, match="cars has others than animals: red car. For other classes .* cross_dataset"):
+        protocols.domain_generalization(animals, 1, (1,), {"cars": tiny("cars", ["cat", "red car"])})
+
+
+def config(arg, **targets):
+    c = importlib.import_module("configs.digits").get_config(f"{arg},shots=1,seeds=2")
+    c.targets.update(targets)
+    c.eval_batch = 128
+    if "coop" in c.recipe:
+        c.recipe.coop.update(epochs=2, batch=8)
+        c.recipe.coop.hyper.n_ctx = 2
+    return c
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trained on the digits; tested on them again (under another name), on five of them, and on things."""
+    digits = embedded.load("digits")
+    things = embedded.load("objects")
+    five = fewshot.select(digits, range(5))
+    others = {
+        "objects_noise": digits._replace(name="objects_noise", notes=("these are the digits again",)),
+        "objects_sketch": five._replace(name="objects_sketch"),
+        "objects": things._replace(test=fewshot.take(things.test, range(48))),
+    }
+    c = config("zero_shot,linear_probe,coop", cross_dataset=tuple(others), domain_generalization=tuple(others)[:2])
+    c.protocols = ("base_to_new", "cross_dataset", "domain_generalization")
+    encoded, real, workdir = [], features.encode, tmp_path_factory.mktemp("transfer")
+
+    def encode(model, split, *args, what, **more):
+        encoded.append(what)
+        return real(model, split, *args, what=what, **more)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(train, "load_target", lambda config, name, workdir: others[name])
+    patch.setattr(features, "encode", encode)
+    results = train.run(c, workdir)
+    patch.undo()
+    return workdir, results, encoded
+
+
+def of(results, method, protocol):
+    return next(r for r in results["runs"] if (r["method"], r["protocol"]) == (method, protocol))
+
+
+def test_each_target_has_its_metric_and_the_average_is_theirs(run):
+    _, results, _ = run
+    for method in ("zero_shot", "coop"):
+        for seed in of(results, method, "cross_dataset")["seeds"]:
+            m = seed["metrics"]
+            assert m["average"] == pytest.approx((m["objects_noise"] + m["objects_sketch"] + m["objects"]) / 3)
+            assert m["objects_noise"] == m["source"]  # the same images and classes
+    zero = {p: of(results, "zero_shot", p)["summary"] for p in ("base_to_new", "cross_dataset")}
+    # five of the classes among themselves, as ImageNet-A is: the base half of the digits, by another way
+    assert zero["cross_dataset"]["objects_sketch"]["mean"] == pytest.approx(zero["base_to_new"]["base"]["mean"])
+    assert zero["cross_dataset"]["source"]["mean"] == pytest.approx(results["reference"]["accuracy"])
+
+
+def test_a_method_that_cannot_be_carried_says_where(run):
+    _, results, _ = run
+    probe = of(results, "linear_probe", "domain_generalization")
+    assert probe["summary"]["objects_noise"]["mean"] == probe["summary"]["source"]["mean"]
+    assert "objects_sketch" not in probe["summary"] and "average" not in probe["summary"]
+    assert probe["notes"] == [
+        "linear_probe cannot be carried to classes it was not trained on: no objects_sketch accuracy"
+    ]
+
+
+def test_the_images_of_a_target_are_encoded_once(run):
+    _, _, encoded = run
+    parts = ("test", "objects_noise test", "objects_sketch test", "objects test", "train", "val")
+    assert encoded == [f"{part} images" for part in parts]
+
+
+def test_the_report_shows_the_targets(run):
+    workdir, results, _ = run
+    page, text = (workdir / "report.html").read_text(), report.table(results)
+    assert '<section id="transfer">' in page and "objects_noise: these are the digits again" in page
+    assert "digits · cross-dataset · 1 shot · tiny_clip" in text and "| source | objects_noise |" in text.replace(
+        "  ", ""
+    )
+    assert json.loads((workdir / "results.json").read_text())["targets"]["objects"] == {"n_test": 48}
+
+
+def test_targets_are_read_as_the_configs_own_data_is():
+    c = config("coop,root=somewhere")
+    c.data.templates = ("a {}.",)
+    assert train.load_target(c, "textures", "").templates == embedded.TEMPLATES["textures"]
+    with pytest.raises(UserError, match="dtd: somewhere/dtd/images is not there"):
+        train.load_target(c, "dtd", "")
+
+
+@pytest.mark.parametrize(
+    "targets, said",
+    [((), "cross_dataset needs data sets to test on"), (("texture",), "Did you mean 'textures'")],
+)
+def test_targets_that_are_missing_or_unknown_are_refused(targets, said):
+    c = config("zero_shot,protocols=cross_dataset", cross_dataset=targets)
+    with pytest.raises(UserError, match=said):
+        settings.check(c)
