@@ -5,6 +5,8 @@ Backbones are small and random, of different widths and depths; data are random;
 
 import dataclasses
 import functools
+import math
+import re
 from pathlib import Path
 
 import jax
@@ -55,6 +57,7 @@ MESHES = {
     "seeds": {"seed": 2, "data": 4},
 }
 M, B = 8, 8  # training images of a seed, images of a batch
+SCALARS = 4  # that a step reduces beside gradients: weight of the batch, loss, accuracy, and room for one more
 
 
 @functools.cache
@@ -73,9 +76,9 @@ def backbone(name, **changes):
     return Clip({**params, "logit_scale": jnp.asarray(2.0)}, config)
 
 
-def task(classnames=CLASSES):
+def task(classnames=CLASSES, context=20):
     templates = ("a photo of a {}.",)
-    words = tokenizer(__file__.rsplit("/", 1)[0] + "/goldens/clip/case", 20)
+    words = tokenizer(__file__.rsplit("/", 1)[0] + "/goldens/clip/case", context)
     return methods.Task(classnames, templates, ("art of the {}.", *templates), words)
 
 
@@ -94,9 +97,21 @@ def encoded(model_name, seeds=SEEDS):
     return np.stack([np.asarray(jax.jit(lambda m, x: m.image(x))(model, x)) for x in images])
 
 
+def collectives(text):
+    """(operation, bytes it carries) of every collective in a compiled program's text."""
+    found = []
+    for line in text.splitlines():
+        m = re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(", line)
+        if m:
+            arrays = re.findall(r"(f32|s32|u32|bf16|pred)\[([\d,]*)\]", m[1])
+            size = {"bf16": 2, "pred": 1}
+            found.append((m[2], sum(size.get(t, 4) * math.prod(int(n) for n in d.split(",") if n) for t, d in arrays)))
+    return found
+
+
 @functools.cache
-def fit(row, model_name="vit", seeds=SEEDS, mesh=None, K=4, live=False, remat=False):
-    """K steps of a method for all seeds at once: (method, model, consts, start, end, losses); made once."""
+def fit(row, model_name="vit", seeds=SEEDS, mesh=None, K=4, live=False, remat=False, rate=0.05):
+    """K steps of a method for all seeds at once: (method, model, consts, start, end, losses, collectives); made once."""
     model = backbone(model_name, remat=remat)
     name, hyper = METHODS[row]
     method = methods.make(name, **hyper)
@@ -108,8 +123,8 @@ def fit(row, model_name="vit", seeds=SEEDS, mesh=None, K=4, live=False, remat=Fa
     keys = jnp.stack([jax.random.key(s) for s in seeds])
     start = jax.jit(jax.vmap(lambda k, s: methods.start(method, k, model, consts, s)))(keys, support)
     if not jax.tree.leaves(start["train"]):
-        return method, model, consts, start, start, np.zeros(1)
-    tx = optax.sgd(0.05, 0.9)
+        return method, model, consts, start, start, np.zeros(1), []
+    tx = optax.sgd(rate, 0.9)
     state = {**start, "opt": jax.vmap(tx.init)(start["train"]), "step": jnp.zeros((), jnp.int32)}
     xs = {
         "index": np.tile(np.arange(B, dtype=np.int32), (K, len(seeds), 1)),
@@ -121,8 +136,10 @@ def fit(row, model_name="vit", seeds=SEEDS, mesh=None, K=4, live=False, remat=Fa
     xs, support = shard.join(mesh, "steps", xs), None if live else support
     state = jax.tree.map(jnp.copy, state)  # it is donated
     state, consts, where = shard.lay_out(mesh, state, consts, support, model)
-    state, metrics = train_steps(method, tx, K, where=where)(state, model, consts, support, xs, keys)
-    return method, model, consts, start, {k: state[k] for k in ("train", "fixed")}, np.asarray(metrics["loss"])
+    call = train_steps(method, tx, K, where=where).lower(state, model, consts, support, xs, keys).compile()
+    state, metrics = call(state, model, consts, support, xs, keys)
+    end, losses = {k: state[k] for k in ("train", "fixed")}, np.asarray(metrics["loss"])
+    return method, model, consts, start, end, losses, collectives(call.as_text())
 
 
 def logits(method, v, model, consts, s=0):
@@ -152,7 +169,7 @@ NEEDS_VIT = [row for row, (name, hyper) in METHODS.items() if methods.make(name,
 @pytest.mark.parametrize("row", METHODS)
 def test_frozen_weights_are_bitwise_unchanged_and_the_tuned_part_moves(row):
     before = jax.tree.map(np.asarray, backbone("vit").params)
-    _, model, _, start, end, losses = fit(row)
+    _, model, _, start, end, losses, _ = fit(row)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(model.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.isfinite(losses).all()
@@ -165,7 +182,7 @@ def test_frozen_weights_are_bitwise_unchanged_and_the_tuned_part_moves(row):
 
 @pytest.mark.parametrize("row", TUNED)
 def test_every_tuned_parameter_gets_a_finite_gradient(row):
-    method, model, consts, _, end, _ = fit(row)  # not the start: LoRA's A has no gradient while B is zero
+    method, model, consts, _, end, *_ = fit(row)  # not the start: LoRA's A has no gradient while B is zero
     images, label = pictures(model)
     batch = {"image": jnp.asarray(images[0]), "label": jnp.asarray(label[0]), "weight": jnp.ones(M)}
     one = jax.tree.map(lambda a: a[0], end)
@@ -185,14 +202,17 @@ def test_seeds_side_by_side_equal_separate_runs(row):
         close(jax.tree.map(lambda a, s=s: a[s], both), jax.tree.map(lambda a: a[0], fit(row, seeds=(seed,))[4]))
 
 
-@pytest.mark.parametrize(
-    ("row", "mesh", "K"),  # every mesh for CoOp; for the others one, as each compiles long
-    [(r, mesh, 20) for r in TUNED if r.startswith("coop") for mesh in MESHES]
-    + [(r, "8x1", 4) for r in TUNED if not r.startswith("coop")],
-)
-def test_the_mesh_changes_no_number(row, mesh, K):
-    for many, one in zip(fit(row, mesh=mesh, K=K)[4:], fit(row, K=K)[4:], strict=True):
-        close(many, one)
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("row", TUNED)
+def test_the_mesh_changes_no_number_in_twenty_steps(row, mesh):
+    # At a rate of 0.05 some of these runs are chaotic, and a rounding error grows a thousandfold in twenty steps.
+    (*_, one, losses, _), (*_, many, its_losses, found) = (fit(row, mesh=m, K=20, rate=0.005) for m in (None, mesh))
+    close((many, its_losses), (one, losses))
+    if mesh in ("8x1", "seeds"):  # the backbone is on every device: tuned gradients and metrics are all that is sent
+        seeds, text_features = 1 if mesh == "seeds" else len(SEEDS), len(CLASSES) * backbone("vit").config.embed_dim
+        assert {kind for kind, _ in found} == {"all-reduce"}
+        tuned = partition.count(one["train"]) // len(SEEDS)
+        assert sum(n for _, n in found) <= 4 * seeds * (tuned + text_features + SCALARS)
 
 
 @pytest.mark.parametrize("row", [r for r in TUNED if methods.make(METHODS[r][0]).needs == "features"])
@@ -202,7 +222,7 @@ def test_stored_features_equal_live_encoding(row):
 
 @pytest.mark.parametrize(("row", "name"), [(r, n) for r in METHODS for n in CONFIGS if (n, r in NEEDS_VIT) != RESNET])
 def test_backbones_of_other_sizes_and_other_classes(row, name):
-    method, model, consts, _, end, _ = fit(row, name) if name == "vit" else fit(row, name, K=1)
+    method, model, consts, _, end, *_ = fit(row, name) if name == "vit" else fit(row, name, K=1)
     assert logits(method, end, model, consts).shape == (M, len(CLASSES))
     if method.carries:
         assert logits(method, end, model, method.setup(model, task(OTHERS))).shape == (M, len(OTHERS))
@@ -223,7 +243,7 @@ def test_a_method_from_outside_the_package_as_the_readme_shows_it(tmp_path, monk
     (tmp_path / "lab" / "scales.py").write_text(text.split("```python\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(METHODS, "scales", ("lab.scales", {"start": 0.5}))
-    _, model, _, start, _, losses = fit("scales")
+    _, model, _, start, _, losses, _ = fit("scales")
     assert (np.asarray(start["train"]["scale"]) == 0.5).all() and losses[-1].mean() < losses[0].mean()
     with pytest.raises(UserError, match="hyper-parameter of lab.scales"):
         methods.make("lab.scales", begin=1.0)
@@ -231,7 +251,7 @@ def test_a_method_from_outside_the_package_as_the_readme_shows_it(tmp_path, monk
 
 @pytest.mark.parametrize(("row", "factor"), [("taskres", 1), ("clip_lora", 1e-2), ("full", 1)])
 def test_at_the_start_it_is_the_zero_shot_model(row, factor):
-    method, model, consts, start, _, _ = fit(row)
+    method, model, consts, start, *_ = fit(row)
     zero = methods.make("zero_shot")
     want = logits(zero, {"train": {}, "fixed": {}}, model, zero.setup(model, task()))
     scale = np.exp(2.0) if factor != 1 else 1  # CLIP-LoRA's factor of the cosines is 100, this backbone's e^2
@@ -240,7 +260,7 @@ def test_at_the_start_it_is_the_zero_shot_model(row, factor):
 
 @pytest.mark.parametrize("row", METHODS)
 def test_saved_and_loaded_it_says_the_same(row, tmp_path):
-    method, model, consts, _, end, _ = fit(row)
+    method, model, consts, _, end, *_ = fit(row)
     one = jax.tree.map(lambda a: a[0], end)
     checkpoint.export(tmp_path, one, {"method": row})
     loaded, meta = checkpoint.load(tmp_path, jax.eval_shape(lambda: one))
@@ -251,7 +271,7 @@ def test_saved_and_loaded_it_says_the_same(row, tmp_path):
 
 @pytest.mark.parametrize("row", METHODS)
 def test_bfloat16_is_close_to_float32(row):
-    method, model, consts, _, end, _ = fit(row)
+    method, model, consts, _, end, *_ = fit(row)
     half = backbone("vit", dtype="bfloat16", param_dtype="bfloat16")
     got = logits(method, end, half, method.setup(half, task()))
     want = logits(method, end, model, consts)
@@ -260,7 +280,7 @@ def test_bfloat16_is_close_to_float32(row):
 
 @pytest.mark.parametrize("row", METHODS)
 def test_scanned_layers_equal_a_loop_and_remat_changes_nothing(row):
-    method, model, consts, _, end, _ = fit(row)
+    method, model, consts, _, end, *_ = fit(row)
     want = logits(method, end, model, consts)
     for change in ({"unroll": True}, {"remat": True}):
         other = backbone("vit", **change)
@@ -271,7 +291,7 @@ def test_scanned_layers_equal_a_loop_and_remat_changes_nothing(row):
 @pytest.mark.parametrize("row", METHODS)
 @pytest.mark.filterwarnings("error")
 def test_no_warnings(row):
-    method, model, consts, start, end, _ = fit.__wrapped__(row, K=2)
+    method, model, consts, start, end, *_ = fit.__wrapped__(row, K=2)
     if method.finalize:
         images, label = pictures(model)
         one = jax.tree.map(lambda a: a[0], start)
@@ -280,7 +300,7 @@ def test_no_warnings(row):
 
 @pytest.mark.parametrize("row", METHODS)
 def test_padded_rows_change_neither_training_nor_predictions(row):
-    method, model, consts, _, end, _ = fit(row)
+    method, model, consts, _, end, *_ = fit(row)
     mesh, images = shard.make_mesh(devices=jax.devices()[:1]), pictures(model)[0][0]
     key, x = ("image", images) if method.needs == "pixels" else ("features", encoded("vit")[0])
 

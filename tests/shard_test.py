@@ -1,8 +1,5 @@
 """Where tensors lie, what a mesh refuses, and what the compiled step sends over the wire."""
 
-import math
-import re
-
 import contract_test as contract
 import jax
 import jax.numpy as jnp
@@ -66,18 +63,6 @@ def test_sizes_that_the_mesh_does_not_divide_are_refused_with_the_nearest():
         shard.make_mesh({"tensors": 2})
 
 
-def collectives(text):
-    """(operation, bytes it carries) of every collective in a compiled program's text."""
-    found = []
-    for line in text.splitlines():
-        m = re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(", line)
-        if m:
-            arrays = re.findall(r"(f32|s32|u32|bf16|pred)\[([\d,]*)\]", m[1])
-            size = {"bf16": 2, "pred": 1}
-            found.append((m[2], sum(size.get(t, 4) * math.prod(int(n) for n in d.split(",") if n) for t, d in arrays)))
-    return found
-
-
 def step_collectives(method, sizes, seeds):
     """Those of one compiled call of two steps, with a replicated backbone."""
     mesh = shard.make_mesh(sizes)
@@ -94,7 +79,7 @@ def step_collectives(method, sizes, seeds):
     index = np.tile(np.arange(contract.B, dtype=np.int32), (2, len(seeds), 1))
     xs = shard.join(mesh, "steps", {"index": index, "weight": np.ones(index.shape, np.float32)})
     call = train_steps(method, tx, 2, where=where)
-    return collectives(call.lower(state, model, consts, support, xs, keys).compile().as_text()), v["train"]
+    return contract.collectives(call.lower(state, model, consts, support, xs, keys).compile().as_text()), v["train"]
 
 
 def linear():
@@ -109,22 +94,20 @@ def linear():
     return methods.Method(apply=apply, init=init)
 
 
-SCALARS = 4  # weight of the batch, loss, accuracy, and room for one more
-
-
 def test_a_replicated_backbone_reduces_tuned_gradients_and_metrics_and_nothing_else():
     found, train = step_collectives(linear(), {"data": 8}, (1, 2))
     gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(train))
     assert {kind for kind, _ in found} == {"all-reduce"}
-    assert gradients <= sum(n for _, n in found) <= gradients + 4 * 2 * SCALARS
+    assert gradients <= sum(n for _, n in found) <= gradients + 4 * 2 * contract.SCALARS
 
 
 def test_prompts_in_the_text_tower_reduce_the_gradient_of_the_text_features():
-    # Every device has all the prompts, so what comes of them is summed before it goes back through the tower.
+    # Every device has all the prompts, so what comes of them is summed before it goes back through the tower: more than
+    # the context's own gradient, and less than that of prompts and text adapter in APEX.
     found, _ = step_collectives(methods.make("coop", n_ctx=3), {"data": 8}, (1, 2))
     text_features = 4 * 2 * len(contract.CLASSES) * contract.backbone("vit").config.embed_dim
     assert {kind for kind, _ in found} == {"all-reduce"}
-    assert text_features <= sum(n for _, n in found) <= text_features + 4 * 2 * SCALARS
+    assert text_features <= sum(n for _, n in found) <= text_features + 4 * 2 * contract.SCALARS
 
 
 def test_seeds_on_an_axis_of_their_own_send_nothing():

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vlmx import partition
@@ -82,7 +83,6 @@ class Method(NamedTuple):
     trains: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     carries: bool = True
-
 
     @property
     def untrained(self):
@@ -153,7 +153,11 @@ def prompts(task, templates):
 
 
 def cut(model, ids):
-    """`ids` without the columns behind the last EOT, and the EOT positions `(n,)`. Exact: attention is causal."""
+    """`ids` without the columns behind the last EOT, and the EOT positions `(n,)`. Exact: attention is causal.
+
+    On the host, so that `setup` needs no more of the model than its shapes (jax.eval_shape).
+    """
+    ids = np.asarray(ids)
     eot = model.eot(ids)
     return ids[:, : int(eot.max()) + 1], eot
 
@@ -165,10 +169,10 @@ def _encode_text(model, ids):
 
 def encode_texts(model, ids, batch=512):
     """Text features `(n, E)` of ids `(n, T)`, computed in slices of `batch` rows, all of one shape."""
-    ids, _ = cut(model, jnp.asarray(ids))
+    ids, _ = cut(model, ids)
     n = len(ids)
     rows = min(batch, n)
-    padded = jnp.concatenate([ids, jnp.repeat(ids[-1:], -n % rows, axis=0)])
+    padded = np.concatenate([ids, np.repeat(ids[-1:], -n % rows, axis=0)])
     return jnp.concatenate([_encode_text(model, padded[i : i + rows]) for i in range(0, n, rows)])[:n]
 
 
@@ -180,4 +184,4 @@ def template_features(model, task, templates):
 
 def class_texts(model, task, template):
     """Token ids `(C, T)` of every class in one template, and their EOT positions `(C,)`."""
-    return cut(model, jnp.asarray(task.tokenize(*prompts(task, (template,)))))
+    return cut(model, task.tokenize(*prompts(task, (template,))))

@@ -18,8 +18,9 @@ def make(n_ctx=4, ctx_init="a photo of a", reduction=16, microbatch=1024):
     """Conditional context optimisation.
 
     Args: n_ctx, ctx_init: as in CoOp. reduction: the network has E // reduction hidden units. microbatch: at most so
-    many prompts (images x classes, but at least those of one image) go through the text tower at once; more are
-    computed one after the other, and again in the backward pass.
+    many prompts (images x classes, but at least those of one class) go through the text tower at once; more are
+    computed one after the other, and again in the backward pass. Classes are taken apart, not images, as images may lie
+    on different devices.
     """
     context = coop.make(n_ctx=n_ctx, ctx_init=ctx_init)
 
@@ -37,14 +38,16 @@ def make(n_ctx=4, ctx_init="a photo of a", reduction=16, microbatch=1024):
         img, ctx = image_features(model, batch), v["train"]["ctx"]
         pi = meta_net(model).apply({"params": v["train"]["meta_net"]}, normalize(img))  # [B,D]
 
-        def text(pi):  # of one image: [C,E]
-            return model.text(coop.assemble(ctx + pi, consts), consts["eot"])
+        def text(words):  # of one class: [B,E]
+            words = jax.tree.map(lambda a: a[None], words)
+            return jax.vmap(lambda pi: model.text(coop.assemble(ctx + pi, words), words["eot"])[0])(pi)
 
-        images = max(microbatch // len(consts["eot"]), 1)
-        if images >= len(pi):
-            txt = jax.vmap(text)(pi)  # [B,C,E]
+        words = {k: jnp.asarray(consts[k]) for k in ("emb", "order", "eot")}
+        classes = max(microbatch // len(pi), 1)
+        if classes >= len(words["eot"]):
+            txt = jax.vmap(text, out_axes=1)(words)  # [B,C,E]
         else:
-            txt = jax.lax.map(jax.checkpoint(text), pi, batch_size=images)
+            txt = jax.lax.map(jax.checkpoint(text), words, batch_size=classes).swapaxes(0, 1)
         logits = jax.vmap(lambda f, t: model.logits(f[None], t)[0])(img, txt)
         return {"logits": logits, "image_features": img, "text_features": txt, "meta_bias": pi}
 

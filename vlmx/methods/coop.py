@@ -33,8 +33,8 @@ def make(n_ctx=16, ctx_init="", class_token_position="end", csc=False):
         what = [f"class {name!r} behind {n} context vectors" for name in task.classnames]
         # One-token words hold the places of the vectors, whose embeddings are never read.
         ids = task.tokenize([" ".join([*["a"] * n, f"{name}."]) for name in names], what)
-        ids, eot = cut(model, jnp.asarray(ids))
-        length = model.eot(jnp.asarray(task.tokenize(names, what))) - 1  # tokens of each name
+        ids, eot = cut(model, ids)
+        length = model.eot(np.asarray(task.tokenize(names, what))) - 1  # tokens of each name
         consts = {"emb": model.tokens(ids), "eot": eot, "order": order(ids.shape[1], n, length, class_token_position)}
         if words:
             first = jnp.asarray(task.tokenize([" ".join(words)], ["coop.ctx_init"]))[:1, 1 : 1 + n]

@@ -196,9 +196,9 @@ class Clip:
         return _text_tower(self.config, tap).apply({"params": params}, emb, eot, theta).astype(jnp.float32)
 
     def eot(self, ids):
-        """Position of the end-of-text token in each row of ids `(C, T)`: `(C,)` int32."""
+        """Position of the end-of-text token in each row of ids `(C, T)`: `(C,)` int32, a numpy array where ids are."""
         c = self.config.text
-        return jnp.argmax(ids if c.eot is None else ids == c.eot, axis=-1).astype(jnp.int32)
+        return (ids if c.eot is None else ids == c.eot).argmax(axis=-1).astype("int32")
 
     def encode_text(self, ids):
         """Text features `(C, E)` of token ids `(C, T)`."""
