@@ -51,6 +51,12 @@ def predict(method, v, model, consts, batches, n, mesh, rules=shard.METHOD):
     return said, p, weight
 
 
+def better(old, new):
+    """Seed by seed (leaves `[S, ...]`) the tree with the higher "accuracy"; the old one where they are equal."""
+    won = new["accuracy"] > old["accuracy"]
+    return jax.tree.map(lambda a, b: np.where(np.expand_dims(won, tuple(range(1, a.ndim))), b, a), old, new)
+
+
 def feature_batches(features, weight, batch, process=(0, 1)):
     """Stored features `(n, E)` as batches of one shape, of which process i of n gets the i-th part; the last batch is
     filled up with index -1."""

@@ -13,6 +13,9 @@ from vlmx.data import protocols, task
 from vlmx.errors import UserError, unknown
 from vlmx.files import write_json
 
+# What may change from one session of a run to the next: no number depends on it.
+FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "checkpoint_keep")
+
 
 def check(config):
     """What can be found wrong in a config before data or weights are read; returns its cells."""
@@ -37,7 +40,8 @@ def check(config):
     cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
     for name, protocol in cells:
         make(config, name, protocol)
-        recipe = recipe_of(config, name)
+        targets(config, protocol)
+        recipe = recipe_of(config, name, protocol)
         if "optimizer" in recipe and not recipe.optimizer.get("groups"):
             optim.make(recipe.optimizer, 1, max(epochs_of(recipe, config.shots), 2), {"w": jnp.zeros(1)})
     return cells
@@ -50,19 +54,43 @@ def make(config, name, protocol):
 
 def hyper(config, name, protocol):
     """A method's hyper-parameters under a protocol: the recipe's, with what that protocol replaces."""
-    recipe = recipe_of(config, name)
-    return dict(recipe.hyper) | dict(recipe.get(protocol) or {})
+    return dict(recipe_of(config, name, protocol).hyper)
 
 
-def recipe_of(config, name):
-    """The recipe of a method; a method of the package without one in this config is an error that says what to do."""
+def targets(config, protocol):
+    """The names of the data sets that a protocol tests on, beside that trained on. UserError: none, or unknown ones."""
+    if protocol not in protocols.TRANSFER:
+        return ()
+    names = tuple(config.targets[protocol])
+    if not names:
+        raise UserError(
+            f'{protocol} needs data sets to test on: --config.targets.{protocol}=\'("...", "...")\', names as in '
+            "config.data.name."
+        )
+    for name in names:
+        if name not in task.known():
+            raise unknown(f"data set in targets.{protocol}", name, task.known())
+    return names
+
+
+def recipe_of(config, name, protocol=None):
+    """The recipe of a method, with what `protocol` replaces: of its hyper-parameters or of its other fields.
+
+    A method of the package without one in this config is an error that says what to do.
+    """
     if name not in config.recipe:
         methods.make(name)  # an unknown name says so first
         raise UserError(
             f"config.recipe has nothing for {name!r}. For a method with published settings (configs/recipes.py), "
             f"name the method behind the colon, configs/...:{name}; give any other its own in config.recipe."
         )
-    return config.recipe[name]
+    recipe = config.recipe[name]
+    if replaced := recipe.get(protocol or ""):
+        recipe = recipe.copy_and_resolve_references()
+        for field, value in replaced.items():
+            owner = recipe if field in recipe else recipe.hyper
+            owner.update({field: value})
+    return recipe
 
 
 def epochs_of(recipe, shots):
@@ -91,7 +119,7 @@ def plain(config):
 def finished(config, workdir, write=True):
     """results.json of this very run, or None where it is still to be made, or a part of it failed.
 
-    A workdir of another config is refused, but for other methods or protocols: those that are there already stay.
+    A workdir of another config is refused, but for what is `FREE`; methods and protocols that are there already stay.
     """
     path = workdir / "config.json"
     asked, saved = plain(config), None
@@ -99,8 +127,9 @@ def finished(config, workdir, write=True):
         saved = json.loads(path.read_text())
         both = saved["recipe"].keys() & asked["recipe"].keys()
         same = [c | {"recipe": {m: c["recipe"][m] for m in both}} for c in (saved, asked)]
-        flat = [dict(flatten(c | {"methods": (), "protocols": ()})) for c in same]
-        keys = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
+        flat = [dict(flatten(c)) for c in same]
+        differ = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
+        keys = [k for k in differ if not k.startswith(FREE)]
         if keys:
             lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
             raise UserError(

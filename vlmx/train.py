@@ -48,7 +48,7 @@ def run(config, workdir, go_on=False):
         say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
         return done
     mesh = shard.make_mesh(config.mesh)
-    sizes = {f"recipe.{name}.batch": settings.recipe_of(config, name).get("batch", 0) for name, _ in cells}
+    sizes = {f"recipe.{cell[0]}.batch": settings.recipe_of(config, *cell).get("batch", 0) for cell in cells}
     shard.refuse_uneven(mesh, len(config.seeds), sizes)
     device = f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
     say(f"devices: {device}, mesh {dict(mesh.shape)}; results go to {workdir}")
@@ -62,10 +62,15 @@ def run(config, workdir, go_on=False):
     trains = any(name != config.reference for name, _ in cells)
     if trains and not sizes["train"]:
         raise UserError(f"{dataset.name} has no training images; it can only be tested on: use :{config.reference}.")
-    seeds, problems = config.seeds, {}
+    seeds, problems, targets = config.seeds, {}, {}
     for protocol in dict.fromkeys(protocol for _, protocol in cells):
-        problems[protocol] = protocols.PROTOCOLS[protocol](dataset, config.shots, seeds)
+        names = settings.targets(config, protocol)
+        mine = {name: targets.get(name) or load_target(config, name, workdir) for name in names}
+        problems[protocol] = protocols.PROTOCOLS[protocol](dataset, config.shots, seeds, mine)
+        targets |= mine
     bad = drop_unreadable(config, dataset, problems)
+    if config.checkpoint_best and not all(len(rows) for problem in problems.values() for rows in problem.val):
+        raise UserError(f"checkpoint_best chooses on validation images, and {dataset.name} has none for every seed.")
     write_lists(workdir, dataset, problems, seeds)
 
     # ---------------------------------------------------------------- the frozen model
@@ -80,11 +85,14 @@ def run(config, workdir, go_on=False):
     center = functools.partial(transforms.center, size=size)
     reading = {"workers": config.data.workers, "upright": dataset.upright}
     encode = functools.partial(features.encode, model, transform=center, batch=config.eval_batch, mesh=mesh, **reading)
-    unreadable = []
-    stored = {"test": encode(dataset.test, what="test images", bad=unreadable)}
-    if unreadable and config.data.bad_images == "stop":
-        raise UserError(pipeline.stop_message(unreadable, sizes["test"]))
-    bad += unreadable
+    stored, tests = {}, {}
+    for of, data in {"": dataset, **targets}.items():
+        unreadable = []
+        found = encode(data.test, what=f"{of} test images".strip(), bad=unreadable, upright=data.upright)
+        if unreadable and config.data.bad_images == "stop":
+            raise UserError(pipeline.stop_message(unreadable, len(data.test.labels)))
+        tests[of] = Test(data, found)
+        bad += unreadable
     if any(method.needs == "features" and name != config.reference for (name, _), method in made.items()):
         for part in ("train", "val"):
             used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
@@ -92,7 +100,7 @@ def run(config, workdir, go_on=False):
             stored[part] = dict(zip(used.tolist(), part_features.features, strict=True))
 
     # ---------------------------------------------------------------- zero-shot, before anything is trained
-    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored)
+    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored, tests)
     reference = methods.make(config.reference)
     everything = protocols.Part(tuple(range(len(dataset.classnames))), np.arange(sizes["test"]))
     consts = reference.setup(model, words(world, everything.labels))
@@ -118,7 +126,8 @@ def run(config, workdir, go_on=False):
         runs.append(result)
 
     # ---------------------------------------------------------------- results and report
-    notes = [*dataset.notes, *(f"unreadable, left out: {b.name} ({b.reason})" for b in bad)]
+    notes = [*dataset.notes, *(f"{name}: {note}" for name, data in targets.items() for note in data.notes)]
+    notes += [f"unreadable, left out: {b.name} ({b.reason})" for b in bad]
     results = {
         "title": config.title,
         "created": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -134,6 +143,7 @@ def run(config, workdir, go_on=False):
             "unreadable": len(bad),
             "notes": notes,
         },
+        "targets": {name: {"n_test": len(data.test.labels)} for name, data in targets.items()},
         "model": {"name": config.model.name, "digest": digest, "params": partition.count(model.params)},
         "reference": {"method": config.reference, **numbers},
         "seconds": round(time.monotonic() - began, 1),
@@ -173,26 +183,35 @@ class World(NamedTuple):
     digest: str
     transform: Callable  # image -> uint8 [S, S, 3], as in testing
     reading: dict  # how images are read: the arguments of data/pipeline.py
-    stored: dict  # "test": features.Features; "train", "val": row of the split -> feature (E,)
+    stored: dict  # "train", "val": row of the split -> feature (E,)
+    tests: dict  # "" and the names of the targets -> Test
 
 
-def words(world, labels):
-    """The classes `labels` as a method sees them."""
-    dataset = world.dataset
+class Test(NamedTuple):
+    """A data set that is tested on, and the features of its test images."""
+
+    dataset: task.Dataset
+    features: features.Features
+
+
+def words(world, labels, of=""):
+    """The classes `labels` of the data set trained on, or of a target, as a method sees them."""
+    dataset = world.tests[of].dataset
     tokenize = functools.partial(world.tokenizer, truncate=world.config.model.truncate)
     names = tuple(dataset.classnames[c] for c in labels)
     return methods.Task(names, dataset.templates, task.ensemble(dataset), tokenize)
 
 
 def predict(world, method, v, consts, part, rules=shard.METHOD):
-    """(said (S, n), p (S, n), weight (n,)) of a part of the test split; `said` are positions in the part's classes."""
+    """(said (S, n), p (S, n), weight (n,)) of a part of a test split; `said` are positions in the part's classes."""
     batch, process = shard.up(world.mesh, world.config.eval_batch), shard.share(world.mesh)[1]
+    dataset, test = world.tests[part.of]
     if method.needs == "features":
-        test = world.stored["test"]
         batches = evaluate.feature_batches(test.features[part.index], test.weight[part.index], batch, process)
     else:
-        split = fewshot.take(world.dataset.test, part.index)
-        batches = evaluate.image_batches(split, world.transform, batch, **world.reading, process=process, bad=[])
+        reading = world.reading | {"upright": dataset.upright, "process": process}
+        split = fewshot.take(dataset.test, part.index)
+        batches = evaluate.image_batches(split, world.transform, batch, **reading, bad=[])
     return evaluate.predict(method, v, world.model, consts, batches, len(part.index), world.mesh, rules)
 
 
@@ -207,10 +226,11 @@ def cell(world, name, protocol, method, problem):
         return saved["run"], saved["mistakes"]
     methods.refuse_tower(name, method, world.model, config.model.name)
     began = time.monotonic()
-    recipe, consts = settings.recipe_of(config, name), method.setup(world.model, words(world, problem.labels))
+    recipe, learnt = settings.recipe_of(config, name, protocol), words(world, problem.labels)
+    consts = method.setup(world.model, learnt)
     hyper, rules = settings.hyper(config, name, protocol), shard.rules_of(config.shardings, name) + shard.METHOD
     meta = {"method": name, "hyper": hyper, "backbone": world.digest, "protocol": protocol, "shots": config.shots}
-    meta |= {"classes": [world.dataset.classnames[c] for c in problem.labels]}
+    meta |= {"classes": list(learnt.classnames)}
 
     # ---- the seeds whose training sets have one size run in one program
     groups = {}
@@ -231,14 +251,13 @@ def cell(world, name, protocol, method, problem):
     # ---- every part of the test
     outcomes, notes, mistakes = [{"seed": s, "metrics": {}, "per_class": {}, "confusion": {}} for s in seeds], [], []
     for part_name, part in problem.parts.items():
-        own = part.labels == problem.labels
-        if not (own or method.carries):
+        classes = words(world, part.labels, part.of)
+        if not (method.carries or classes.classnames == learnt.classnames):
             notes.append(f"{name} cannot be carried to classes it was not trained on: no {part_name} accuracy")
             continue
-        classes = words(world, part.labels)
-        facts = consts if own else method.setup(world.model, classes)
+        facts = consts if classes[:-1] == learnt[:-1] else method.setup(world.model, classes)  # the last is a function
         said, p, weight = predict(world, method, v, facts, part, rules)
-        truth = protocols.relabel(world.dataset.test.labels[part.index], part.labels)
+        truth = protocols.relabel(world.tests[part.of].dataset.test.labels[part.index], part.labels)
         for s, outcome in enumerate(outcomes):
             numbers, per_class, matrix = evaluate.scores(said[s], truth, classes.classnames, weight)
             prefix = part_name == "all"
@@ -247,14 +266,18 @@ def cell(world, name, protocol, method, problem):
                 "macro_f1" if prefix else f"{part_name}_macro_f1": numbers["macro_f1"],
             }
             outcome["per_class"][part_name] = per_class
+            if part.of:
+                continue
             if s == 0 or len(part.labels) <= 200:  # a thousand classes squared, for every seed, is a file nobody opens
                 outcome["confusion"][part_name] = matrix
-        if logs.first_process():
+        if logs.first_process() and not part.of:
             key = folder.name, seeds[0], part_name
             mistakes += save_mistakes(world, part, classes, said[0], p[0], truth, weight, key)
-    for outcome in outcomes:
-        if {"base", "new"} <= outcome["metrics"].keys():
-            m = outcome["metrics"]
+    targets = {part_name for part_name, part in problem.parts.items() if part.of}
+    for m in (outcome["metrics"] for outcome in outcomes):
+        if targets and targets <= m.keys():
+            m["average"] = sum(m[target] for target in targets) / len(targets)
+        if {"base", "new"} <= m.keys():
             m["hm"] = float(accuracy.harmonic_mean(m["base"], m["new"]))
 
     # ---- what stays
@@ -300,7 +323,8 @@ def save_mistakes(world, part, classes, said, p, truth, weight, key):
 def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     """Gradient steps for the seeds of `group` (positions in config.seeds) at once; their trees `v`, stacked `[S, ...]`.
 
-    Goes on from the latest checkpoint in `folder` where there is one.
+    Goes on from the latest checkpoint in `folder` where there is one. `v` is that of the last step or, where
+    config.checkpoint_best asks for it, each seed's own best on its validation images, among the regular checkpoints.
     """
     config, mesh, dataset = world.config, world.mesh, world.dataset
     seeds = [config.seeds[s] for s in group]
@@ -339,9 +363,12 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
 
     # ---- go on where it was
     meta = meta | {"seeds": seeds, "total_steps": total}
+    nothing = {"accuracy": np.full(len(seeds), -1, np.float32), "step": np.zeros(len(seeds), np.int32)}
+    best = {**shard.gather(mesh, v), **nothing} if config.checkpoint_best else {}
+    whole = lambda: {**state, "best": shard.place(best, shard.on(mesh))} if best else state
     checkpoints = checkpoint.manager(folder, config.checkpoint_keep)
-    if (saved := checkpoint.restore(checkpoints, state, meta)) is not None:
-        state = saved
+    if (saved := checkpoint.restore(checkpoints, whole(), meta)) is not None:
+        best, state = shard.gather(mesh, saved.pop("best")) if best else {}, saved
     done = int(state["step"])
     if done:
         say(f"{run}: going on after step {done} of {total}")
@@ -352,13 +379,13 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     stream = (pixel_stream if pixels else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
     logger = logs.Logs(world.workdir)
     logger.begin(run, done, seeds=seeds)
-    saved_at = done
     with checkpoint.preemption() as told, logs.progress(total, run, start=done) as bar:
         for xs in stream:
             state, metrics = steps(state, world.model, consts, support, xs, keys)
             metrics = shard.gather(mesh, metrics)  # [K,S]
             bad = metrics.pop("bad")
-            if config.nonfinite == "stop":
+            if config.nonfinite == "stop" and bad.any():
+                checkpoint.finish(checkpoints)
                 finite.refuse(run, done, seeds, bad, state["train"])
             metrics = finite.means(metrics, bad)  # [S]
             done += K
@@ -369,9 +396,14 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
                 bar.set_postfix(loss=f"{metrics['loss'].mean():.3f}", refresh=False)
             bar.update(K)
             leave = told(done // K) and done < total
-            if leave or done - saved_at >= config.checkpoint_every or done == total:
-                checkpoint.save(checkpoints, done, state, meta)
-                saved_at = done
+            due = done % config.checkpoint_every < K or done == total  # at the same steps however often it was stopped
+            if due and best:
+                new = validate(world, method, state, consts, problem, group, rules + shard.METHOD)
+                best = evaluate.better(best, new)
+                for seed, value in zip(seeds, new["accuracy"]):
+                    logger.write(done, {"accuracy": value}, tag="val", seed=seed)
+            if due or leave:
+                checkpoint.save(checkpoints, done, whole(), meta)
             if leave:
                 checkpoint.finish(checkpoints)
                 say(f"{run}: told to stop, saved after step {done} of {total}; the same command goes on from there")
@@ -379,7 +411,11 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     logger.close()
     checkpoint.finish(checkpoints)
     checkpoints.close()
-    return shard.gather(mesh, {"train": state["train"], "fixed": state["fixed"]})
+    if not best:
+        return shard.gather(mesh, {"train": state["train"], "fixed": state["fixed"]})
+    for seed, step, value in zip(seeds, best["step"], best["accuracy"]):
+        say(f"{run}: seed {seed} was best on validation after step {step}: {value:.1f} %")
+    return {"train": best["train"], "fixed": best["fixed"]}
 
 
 def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
@@ -452,6 +488,22 @@ def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):
         yield shard.join(mesh, "steps", b)
 
 
+def validate(world, method, state, consts, problem, group, rules):
+    """The seeds' trees as they are now, with their "step" and "accuracy" `[S]` in percent, each on its own validation
+    images."""
+    v = shard.gather(world.mesh, {"train": state["train"], "fixed": state["fixed"]})
+    rows = np.unique(np.concatenate([problem.val[s] for s in group]))
+    val, found = fewshot.take(world.dataset.val, rows), None
+    if method.needs == "features":
+        stored = np.stack([world.stored["val"][row] for row in rows.tolist()])
+        found = features.Features(stored, np.ones(len(rows), np.float32))
+    world = world._replace(tests={"": Test(world.dataset._replace(test=val), found)})
+    said, _, _ = predict(world, method, v, consts, protocols.Part(problem.labels, np.arange(len(rows))), rules)
+    right = said == protocols.relabel(val.labels, problem.labels)
+    own = [100 * hits[np.isin(rows, problem.val[s])].mean() for hits, s in zip(right, group)]
+    return {**v, "accuracy": np.float32(own), "step": np.full(len(own), state["step"], np.int32)}
+
+
 def search(world, method, v, consts, problem, group):
     """The method's search on validation, seed by seed."""
     if not len(world.dataset.val.labels):
@@ -471,6 +523,14 @@ def stack(trees):
 
 
 # -------------------------------------------------------------------- model, data and files
+def load_target(config, name, workdir):
+    """Another data set to test on, read as the config's own is; what names files of that one does not hold for it."""
+    own = {"name": name, "file": "", "split_file": "", "templates": (), "classnames": ""}
+    target = task.load(config.data.to_dict() | own, workdir)
+    say(f"target: {name}, {len(target.classnames)} classes, {len(target.test.labels)} test images")
+    return target
+
+
 def load_model(config, mesh):
     """(Clip, tokenizer, digest) placed on the mesh."""
     m = config.model
