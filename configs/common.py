@@ -40,7 +40,8 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
     config.methods = methods
     config.protocols = protocols
     config.shots = 16  # training images a class; -1: all of them
-    config.seeds = (1, 2, 3)
+    n_seeds = min((recipes.SEEDS.get(m, 3) for m in methods), default=3)  # as published
+    config.seeds = tuple(range(1, n_seeds + 1))
 
     config.data = ConfigDict()
     config.data.name = name

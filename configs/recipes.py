@@ -117,5 +117,6 @@ def full():
     return tuned({}, optimizer, 32, 10)
 
 
+SEEDS = {"apex": 20}  # published with more seeds than three
 PROMPTS = (coop, cocoop, vpt, ivlp, maple, promptsrc, apex)
 RECIPES = {f.__name__: f for f in (zero_shot, linear_probe, *PROMPTS, clip_adapter, taskres, clip_lora, full)}

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import recipes
 from vlmx import settings
-from vlmx.data import classification
+from vlmx.data import classification, protocols
 from vlmx.errors import UserError
 
 FILES = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -74,6 +74,41 @@ def test_a_recipe_has_the_methods_own_hyper_parameters(name):
 def test_published_settings(name, shots, steps, rate, batch):
     recipe = config("dtd", name).recipe[name]
     assert (settings.steps_of(recipe, shots, 20), recipe.optimizer.lr, recipe.batch) == (steps, rate, batch)
+
+
+def test_transfer_has_its_published_targets_and_settings():
+    c = config("imagenet", "maple,promptsrc,apex,protocols=cross_dataset+domain_generalization")
+    cells = settings.check(c)
+    assert {protocol for _, protocol in cells} == {"cross_dataset", "domain_generalization"}
+    assert len(c.targets.cross_dataset) == 10 and "imagenet" not in c.targets.cross_dataset
+    assert c.targets.domain_generalization == ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+    for protocol in ("cross_dataset", "domain_generalization"):
+        maple, promptsrc, apex = (settings.recipe_of(c, m, protocol) for m in ("maple", "promptsrc", "apex"))
+        assert (maple.epochs, maple.optimizer.lr, maple.hyper.depth, maple.optimizer.momentum) == (2, 0.0026, 3, 0.9)
+        assert (promptsrc.epochs, promptsrc.hyper.gpa_mean, promptsrc.hyper.gpa_std) == (20, 6, 10)
+        assert (apex.epochs, apex.batch, apex.optimizer.lr, apex.hyper.depth_vision) == (6, 32, 0.02, 3)
+        assert dict(apex.optimizer.schedule) == {"name": "dassl", "warmup": 1, "kind": "linear", "first": 1e-3}
+    assert settings.recipe_of(c, "maple", "few_shot").epochs == c.recipe.maple.epochs == 5
+    asked = config("objects", "maple,depth=2,protocols=cross_dataset")
+    assert settings.hyper(asked, "maple", "cross_dataset")["depth"] == 2
+    assert asked.targets.cross_dataset == ("textures", "digits") and len(asked.targets.domain_generalization) == 4
+    assert settings.recipe_of(config("objects", "apex,smoke"), "apex", "cross_dataset").epochs == 2
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("protocol", protocols.TRANSFER)
+def test_every_config_tests_on_others_or_says_how(name, protocol):
+    c = config(name, f"zero_shot,protocols={protocol}")
+    if c.targets[protocol]:
+        assert settings.check(c) == [("zero_shot", protocol)] and name not in c.targets[protocol]
+    else:
+        with pytest.raises(UserError, match=f"--config.targets.{protocol}="):
+            settings.check(c)
+
+
+def test_seeds_as_published():
+    assert config("dtd", "apex").seeds == tuple(range(1, 21))
+    assert config("dtd", "coop,apex").seeds == config("dtd").seeds == (1, 2, 3)
 
 
 def test_keys_behind_the_colon():

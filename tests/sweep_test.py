@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vlmx import report, sweep, train
+from configs import common
+from vlmx import report, sweep, tables, train
 from vlmx.errors import UserError
+from vlmx.metrics import accuracy
 
 ROOT = Path(__file__).parent.parent
 ONE = ("--configs", f"{ROOT}/configs/digits.py", "--protocols", "few_shot", "--shots", "1,2", "--seeds", "2")
@@ -91,6 +93,51 @@ def test_a_sweep_of_another_config_is_refused_before_anything_runs(swept, monkey
         go(swept[0], "--config.recipe.coop.epochs=3")
     assert left.value.code == 2 and "recipe.coop.epochs: there 2, now 3" in capsys.readouterr().err
     assert (swept[0] / "results.json").read_bytes() == before
+
+
+def cell(benchmark, method, values, **more):
+    """A cell of ViT-B/16 with a base and a new accuracy for each of its seeds."""
+    seeds = [
+        {"seed": i, "metrics": {"base": b, "new": n, "hm": 2 * b * n / (b + n)}} for i, (b, n) in enumerate(values)
+    ]
+    summary = {k: accuracy.summary([s["metrics"][k] for s in seeds]) for k in ("base", "new", "hm")}
+    key = {"run": benchmark, "benchmark": benchmark, "backbone": "ViT-B/16", "protocol": "base_to_new", "shots": 16}
+    measured = {"summary": summary, "seeds": seeds, "trained_params": 512, "seconds": 1, "n_test": 100}
+    return key | {"method": method} | measured | {"published_split": True} | more
+
+
+def rows(table):
+    return {row.name: [tables.shown(row.figures[c], 2)[0] for c in table.columns] for row in table.rows}
+
+
+def test_an_average_is_taken_seed_by_seed_and_over_all_benchmarks_or_none():
+    a = [cell("dtd", "coop", [(80, 40), (60, 60)]), cell("eurosat", "coop", [(40, 40), (60, 60)])]
+    a += [cell("dtd", "zero_shot", [(50, 50)]), cell("eurosat", "zero_shot", [(70, 70)])]
+    lost = {"run": "eurosat", "failed": "it broke", **{k: a[1][k] for k in tables.KEYS}, "method": "maple"}
+    average, dtd, _ = tables.make([*a, cell("dtd", "maple", [(50, 50)]), lost])
+    assert average.title() == "average over dtd, eurosat · base-to-new · 16 shots · ViT-B/16"
+    assert average.columns == ("base", "new", "HM", "HM of averages")
+    found = rows(average)
+    assert found["coop"] == ["60.00", "50.00", "53.33", "54.55"]
+    assert average.rows[0].figures["base"]["stderr"] == 0 and average.rows[0].figures["new"]["stderr"] == 10
+    assert found["zero_shot"] == ["60.00"] * 4 and found["maple"] == ["failed", "failed", "failed", "–"]
+    assert average.best("base") == {"coop", "zero_shot"} and average.best("new") == {"zero_shot"}
+    assert rows(dtd)["maple"] == ["50.00"] * 3
+
+
+def test_published_numbers_stand_beside_ours_where_all_is_the_same():
+    def published(name="dtd", **changed):
+        (table,) = tables.make([cell(name, "coop", [(80, 40)], **changed)])
+        return rows(table).get("coop, published")
+
+    assert published() == ["79.44", "41.18", "54.24"]
+    assert not published(backbone="tiny_clip") and not published(shots=8) and not published(published_split=False)
+    assert not published("textures")
+    eleven = [cell(b, "apex", [(80, 40)]) for b in ("imagenet", *common.TEN)]
+    average = tables.make(eleven)[0]
+    assert rows(average)["apex, published"] == ["83.99", "76.76", "80.04", ""]
+    assert average.where == "average over 11 benchmarks" and "20 seeds" in tables.sources([average])[0]
+    assert "apex, published" not in rows(tables.make(eleven[1:])[0])
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ INK = "#010203"  # drawn with this and replaced by currentColor, so that one dra
 POINTS = 300  # more steps than this are averaged in bins: the eye sees no more, and the page stays small
 PARTS = {"all": "all classes", "base": "base classes", "new": "new classes"}
 COLOURS = ("#3b7dd8", "#d9822b", "#2a9d74", "#b5509c", "#7a6fd0", "#a08a1c", "#c94f4f", "#4a9fb5")
+COLOURS += ("#7d5a3c", "#8fae2d", "#e58ab4", "#6b7785", "#23507f", "#e3b93f")
 MANY = 25  # more classes than this: a picture and a list instead of a table, the hardest classes instead of all
 HARDEST = 15
 UNDRAWN = {"step", "seeds", "lr", "grad_norm"}  # for these there is TensorBoard
