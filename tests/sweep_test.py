@@ -31,11 +31,9 @@ def swept(tmp_path_factory):
             raise UserError("the loss of coop is not finite")
         return real(world, run, *args)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(train, "fit", fit)
-    status = go(workdir)
-    patch.undo()
-    return workdir, status
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "fit", fit)
+        return workdir, go(workdir)
 
 
 def cells(workdir):

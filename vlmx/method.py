@@ -71,6 +71,8 @@ class Method(NamedTuple):
               v["train"]["backbone"] and hands `apply` the model with them in place.
     taps:     points of the image tower where it inserts something (models/layers.py); not every tower offers all.
     carries:  whether what was learned applies to classes that were not trained on.
+    describe: (v, consts) -> {name: (C,)}: what the method says of classes, for the report; for one seed.
+    parts:    {name: combine.Part}, where it is made of parts that can be combined with others.
     """
 
     apply: Callable
@@ -83,6 +85,8 @@ class Method(NamedTuple):
     trains: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     carries: bool = True
+    describe: Callable | None = None
+    parts: dict | None = None
 
     @property
     def untrained(self):
@@ -113,11 +117,30 @@ def tuned(model, v):
     return model if backbone is None else model.replace(params=partition.merge(backbone, model.params))
 
 
+def only(method, classes):
+    """The method, tested among some of the classes it was trained on: the logits of the positions `classes` alone."""
+
+    def apply(v, model, consts, batch, rng, train):
+        return {"logits": method.apply(v, model, consts, batch, rng, train)["logits"][:, jnp.asarray(classes)]}
+
+    return method._replace(apply=apply)
+
+
 def make(name, **hyperparameters):
     """The method of module `vlmx.methods.<name>`, or of a dotted path outside the package.
 
-    Raises UserError: unknown method or hyper-parameter, with the valid ones and the nearest.
+    "a+b" is the combination of both (vlmx/combine.py), "a+ensemble" the adaptive ensemble on top (vlmx/ensemble.py);
+    then the hyper-parameters are {name: {...}}. Raises UserError: unknown method or hyper-parameter, with the valid
+    ones and the nearest.
     """
+    if "+" in name:
+        from vlmx import combine, ensemble  # they import this module
+
+        *inner, last = name.split("+")
+        inner += [last] if last != "ensemble" else []
+        made = {one: make(one, **hyperparameters.get(one, {})) for one in inner}
+        method = combine.several(made) if len(inner) > 1 else made[inner[0]]
+        return ensemble.make(method, **hyperparameters.get("ensemble", {})) if last == "ensemble" else method
     path = name if "." in name else f"vlmx.methods.{name}"
     try:
         module = importlib.import_module(path)

@@ -252,11 +252,15 @@ def cell(world, name, protocol, method, problem):
     outcomes, notes, mistakes = [{"seed": s, "metrics": {}, "per_class": {}, "confusion": {}} for s in seeds], [], []
     for part_name, part in problem.parts.items():
         classes = words(world, part.labels, part.of)
-        if not (method.carries or classes.classnames == learnt.classnames):
-            notes.append(f"{name} cannot be carried to classes it was not trained on: no {part_name} accuracy")
-            continue
-        facts = consts if classes[:-1] == learnt[:-1] else method.setup(world.model, classes)  # the last is a function
-        said, p, weight = predict(world, method, v, facts, part, rules)
+        tested, facts = method, consts
+        if method.carries and classes[:-1] != learnt[:-1]:  # the last is a function
+            facts = method.setup(world.model, classes)
+        elif not method.carries and classes.classnames != learnt.classnames:
+            if not set(classes.classnames) <= set(learnt.classnames):
+                notes.append(f"{name} cannot be carried to classes it was not trained on: no {part_name} accuracy")
+                continue
+            tested = methods.only(method, [learnt.classnames.index(c) for c in classes.classnames])
+        said, p, weight = predict(world, tested, v, facts, part, rules)
         truth = protocols.relabel(world.tests[part.of].dataset.test.labels[part.index], part.labels)
         for s, outcome in enumerate(outcomes):
             numbers, per_class, matrix = evaluate.scores(said[s], truth, classes.classnames, weight)
@@ -281,6 +285,9 @@ def cell(world, name, protocol, method, problem):
             m["hm"] = float(accuracy.harmonic_mean(m["base"], m["new"]))
 
     # ---- what stays
+    curve = logs.curve(workdir, f"{name}-{protocol}") if fitted else {}
+    if skipped := sum(int(n or 0) for row in curve.get("skipped", ()) for n in row):
+        notes.append(f"steps left out, since a loss or gradient was not finite: {skipped}, of all seeds together")
     keys = list(outcomes[0]["metrics"])
     summary = {k: accuracy.summary([o["metrics"][k] for o in outcomes]) for k in keys}
     pixels = method.needs == "pixels" or (bool(v["train"]) and settings.uses_pixels(config, method, recipe))
@@ -296,7 +303,7 @@ def cell(world, name, protocol, method, problem):
         "notes": notes,
         "seeds": outcomes,
         "summary": summary,
-        "curve": logs.curve(workdir, f"{name}-{protocol}") if fitted else {},
+        "curve": curve,
     }
     for seed, s in zip(seeds, sorted(fitted)):
         checkpoint.export(folder / f"seed_{seed}", fitted[s], meta | {"seed": seed})
@@ -389,7 +396,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
                 finite.refuse(run, done, seeds, bad, state["train"])
             metrics = finite.means(metrics, bad)  # [S]
             done += K
-            if done % per_epoch == 0 or K > 1:
+            if done % per_epoch == 0 or K > 1 or bad.any():
                 rate = float(schedule(done - 1))
                 for s, seed in enumerate(seeds):
                     logger.write(done, {k: m[s] for k, m in metrics.items()} | {"lr": rate}, seed=seed)
