@@ -28,7 +28,7 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
     """The config of a benchmark.
 
     Args: name: of the data set (vlmx/data/task.py). arg: behind the colon, `method[,method...][,key=value...]`: methods
-    of configs/recipes.py (default: `methods`), hyper-parameters of these, or shots, seeds (a
+    of configs/recipes.py (default: `methods`), or several of them joined by "+" (vlmx/combine.py), hyper-parameters of these, or shots, seeds (a
     number n for 1..n), protocols, root, model; `smoke` makes everything small. model, augment, methods, protocols: of
     this benchmark; data: further fields of config.data.
     """
@@ -68,7 +68,8 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
     config.targets.cross_dataset = tuple(n for family in FAMILIES if name in family for n in family if n != name)
     config.targets.domain_generalization = SHIFTS.get(name, ())
 
-    config.recipe = ConfigDict({m: recipes.RECIPES[m]() for m in methods if m in recipes.RECIPES})
+    known, named = recipes.RECIPES | recipes.PARTS, dict.fromkeys(one for m in methods for one in m.split("+"))
+    config.recipe = ConfigDict({m: known[m]() for m in named if m in known})
     config.reference = "zero_shot"  # the method whose accuracy is printed before anything is trained
     config.eval_batch = 256
     config.steps_per_call = 50  # at most so many steps of one compiled call, where features are stored

@@ -118,5 +118,20 @@ def full():
 
 
 SEEDS = {"apex": 20}  # published with more seeds than three
+
+
+def text_adapter():
+    """The text adapter of APEX alone, trained as APEX is."""
+    recipe = apex()
+    recipe.hyper = ConfigDict()
+    return ConfigDict({k: v for k, v in recipe.items() if k not in transfer()})
+
+
+def ensemble():
+    """The adaptive ensemble on top of another method, with APEX's settings."""
+    return ConfigDict({"hyper": {"beta": 4.0, "threshold": 0.05}})
+
+
 PROMPTS = (coop, cocoop, vpt, ivlp, maple, promptsrc, apex)
 RECIPES = {f.__name__: f for f in (zero_shot, linear_probe, *PROMPTS, clip_adapter, taskres, clip_lora, full)}
+PARTS = {f.__name__: f for f in (text_adapter, ensemble)}  # made to be joined with a method by "+"

@@ -68,10 +68,12 @@ def feature_batches(features, weight, batch, process=(0, 1)):
         yield {"features": features[rows], "weight": weight[rows] * real, "index": np.where(real, rows, -1)}
 
 
-def image_batches(split, transform, batch, **reading):
-    """The images of a split as batches of one shape, without their labels: an evaluation cannot use them."""
+def image_batches(split, transform, batch, features=None, **reading):
+    """The images of a split as batches of one shape, with the frozen model's `features` `(n, E)` where there are any,
+    without their labels: an evaluation cannot use them."""
     for b in pipeline.eval_batches(split, transform, batch, **reading):
-        yield {key: b[key] for key in ("image", "weight", "index")}
+        frozen = {} if features is None else {"features": features[np.maximum(b["index"], 0)]}
+        yield {key: b[key] for key in ("image", "weight", "index")} | frozen
 
 
 def scores(said, labels, classnames, weight):

@@ -57,10 +57,11 @@ def no_init(key, model, consts, support):
 class Method(NamedTuple):
     """A transfer method; `v` is `{"train": tuned tree, "fixed": per-seed tree that is not tuned}`.
 
-    apply:    (v, model, consts, batch, rng, train) -> {"logits": (B, C), ...}; pure. `batch` holds "features" (B, E)
-              or "image" (B, S, S, 3), "label" (B,), "index" (B,), "weight" (B,).
+    apply:    (v, model, consts, batch, rng, train) -> {"logits": (B, C), ...}; pure. `batch` holds "image"
+              (B, S, S, 3) and, where they are stored, "features" (B, E) of the frozen model, or these alone; "label"
+              (B,), "index" (B,), "weight" (B,).
     init:     (key, model, consts, support) -> v, for one seed. `support` holds this seed's training set:
-              "label" (M,) and, where `needs` is "features", "features" (M, E).
+              "label" (M,) and, where `needs` is "features" or images are not augmented, "features" (M, E).
     loss:     (out, batch) -> (scalar, metrics).
     setup:    (model, task) -> consts: frozen, computed once for a list of classes, shared by seeds.
     finalize: (v, model, consts, val) -> v: a search after training, on validation data alone; for one seed, on the

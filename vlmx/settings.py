@@ -6,6 +6,7 @@ A *cell* is a method under a protocol: (name, protocol). Its *recipe* is config.
 import json
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from vlmx import method as methods
 from vlmx import optim, shard
@@ -54,7 +55,7 @@ def make(config, name, protocol):
 
 def hyper(config, name, protocol):
     """A method's hyper-parameters under a protocol: the recipe's, with what that protocol replaces."""
-    return dict(recipe_of(config, name, protocol).hyper)
+    return recipe_of(config, name, protocol).hyper.to_dict()
 
 
 def targets(config, protocol):
@@ -73,11 +74,24 @@ def targets(config, protocol):
     return names
 
 
+def trained_as(config, name, protocol):
+    """The protocol whose training serves this one: cross_dataset's serves domain_generalization too, if it is alike."""
+    other = "cross_dataset"
+    alike = protocol in protocols.TRANSFER and recipe_of(config, name, protocol) == recipe_of(config, name, other)
+    return other if alike else protocol
+
+
 def recipe_of(config, name, protocol=None):
     """The recipe of a method, with what `protocol` replaces: of its hyper-parameters or of its other fields.
 
-    A method of the package without one in this config is an error that says what to do.
+    "a+b" is trained as a is, with the hyper-parameters {"a": a's, "b": b's}. A method of the package without one in
+    this config is an error that says what to do.
     """
+    if "+" in name:
+        recipes = {one: recipe_of(config, one, protocol) for one in name.split("+")}
+        first = recipes[name.split("+")[0]].copy_and_resolve_references()
+        first.hyper = ConfigDict({one: recipe.hyper for one, recipe in recipes.items()})
+        return first
     if name not in config.recipe:
         methods.make(name)  # an unknown name says so first
         raise UserError(

@@ -30,6 +30,8 @@ from vlmx.metrics import accuracy
 from vlmx.models import zoo
 from vlmx.models.clip import Clip
 
+ON_DEVICE = 2**30  # bytes of training images that may lie on the device
+
 
 def run(config, workdir, go_on=False):
     """Train and test every method of the config under every protocol; returns what it writes to workdir/results.json.
@@ -93,7 +95,8 @@ def run(config, workdir, go_on=False):
             raise UserError(pipeline.stop_message(unreadable, len(data.test.labels)))
         tests[of] = Test(data, found)
         bad += unreadable
-    if any(method.needs == "features" and name != config.reference for (name, _), method in made.items()):
+    read = any(method.needs == "features" and name != config.reference for (name, _), method in made.items())
+    if read or (trains and config.data.augment == "none"):
         for part in ("train", "val"):
             used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
             part_features = encode(fewshot.take(getattr(dataset, part), used), what=f"{part} images")
@@ -210,8 +213,8 @@ def predict(world, method, v, consts, part, rules=shard.METHOD):
         batches = evaluate.feature_batches(test.features[part.index], test.weight[part.index], batch, process)
     else:
         reading = world.reading | {"upright": dataset.upright, "process": process}
-        split = fewshot.take(dataset.test, part.index)
-        batches = evaluate.image_batches(split, world.transform, batch, **reading, bad=[])
+        split, frozen = fewshot.take(dataset.test, part.index), test and test.features[part.index]
+        batches = evaluate.image_batches(split, world.transform, batch, frozen, **reading, bad=[])
     return evaluate.predict(method, v, world.model, consts, batches, len(part.index), world.mesh, rules)
 
 
@@ -231,6 +234,7 @@ def cell(world, name, protocol, method, problem):
     hyper, rules = settings.hyper(config, name, protocol), shard.rules_of(config.shardings, name) + shard.METHOD
     meta = {"method": name, "hyper": hyper, "backbone": world.digest, "protocol": protocol, "shots": config.shots}
     meta |= {"classes": list(learnt.classnames)}
+    training = settings.trained_as(config, name, protocol)
 
     # ---- the seeds whose training sets have one size run in one program
     groups = {}
@@ -239,7 +243,8 @@ def cell(world, name, protocol, method, problem):
     fitted = {}
     for group in groups.values() if not method.untrained else ():
         steps = "steps" if len(groups) == 1 else "steps-" + "_".join(str(config.seeds[s]) for s in group)
-        v = fit(world, f"{name}-{protocol}", method, recipe, consts, problem, group, meta, folder / steps)
+        steps = folder.with_name(folder.name.removesuffix(protocol) + training) / steps
+        v = fit(world, f"{name}-{training}", method, recipe, consts, problem, group, meta | {"protocol": training}, steps)
         if method.finalize:
             v = search(world, method, v, consts, problem, group)
         fitted |= {s: jax.tree.map(lambda a, i=i: a[i], v) for i, s in enumerate(group)}
@@ -285,7 +290,7 @@ def cell(world, name, protocol, method, problem):
             m["hm"] = float(accuracy.harmonic_mean(m["base"], m["new"]))
 
     # ---- what stays
-    curve = logs.curve(workdir, f"{name}-{protocol}") if fitted else {}
+    curve = logs.curve(workdir, f"{name}-{training}") if fitted else {}
     if skipped := sum(int(n or 0) for row in curve.get("skipped", ()) for n in row):
         notes.append(f"steps left out, since a loss or gradient was not finite: {skipped}, of all seeds together")
     keys = list(outcomes[0]["metrics"])
@@ -339,7 +344,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     labels = np.stack([protocols.relabel(dataset.train.labels[r], problem.labels) for r in rows])  # [S,M]
     M = labels.shape[1]
     support = {"label": labels}
-    if "train" in world.stored and method.needs == "features":
+    if "train" in world.stored:
         support["features"] = np.stack([[world.stored["train"][i] for i in r.tolist()] for r in rows])  # [S,M,E]
     rules = shard.rules_of(config.shardings, meta["method"])
     shard.refuse_uneven(mesh, len(seeds), {})
@@ -361,7 +366,10 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     tx, schedule = optim.make(recipe.optimizer, per_epoch, total, one)
     pixels = settings.uses_pixels(config, method, recipe)
     state = {**v, "opt": jax.jit(jax.vmap(tx.init))(v["train"]), "step": np.zeros((), np.int32)}
-    support = None if pixels else support
+    if pixels and (images := on_device(world, rows)) is not None:
+        support |= shard.put(mesh, "support", {"image": images}, rules + shard.METHOD)
+    streamed = pixels and "image" not in support
+    support = None if streamed else support
     state, consts, where = shard.lay_out(mesh, state, consts, support, world.model, rules)
     count = partition.count(one)
     share = 100 * count / partition.count(world.model.params)
@@ -381,9 +389,10 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
         say(f"{run}: going on after step {done} of {total}")
 
     # ---- steps
-    K = 1 if pixels else max(k for k in range(1, min(total, config.steps_per_call) + 1) if total % k == 0)
+    most = min(total, 1 if streamed else 10 if pixels else config.steps_per_call)
+    K = max(k for k in range(1, most + 1) if total % k == 0)
     steps = train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
-    stream = (pixel_stream if pixels else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
+    stream = (pixel_stream if streamed else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
     logger = logs.Logs(world.workdir)
     logger.begin(run, done, seeds=seeds)
     with checkpoint.preemption() as told, logs.progress(total, run, start=done) as bar:
@@ -429,7 +438,7 @@ def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
     """The compiled call `(state, model, consts, support, xs, keys) -> (state, metrics)`: K steps of S seeds.
 
     Gradients are taken of the tuned tree alone, so frozen weights get none, nor optimiser state, nor a copy.
-    Args: support: stored features and labels `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks; None where xs
+    Args: support: stored features or images, and labels, `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks; None where xs
     holds the batches themselves. where: in_shardings and out_shardings (shard.lay_out); None: as the arguments lie.
     skip: a step whose loss or gradient is not finite changes nothing. The state is donated. Metrics are `[K, S]`;
     "bad" is that of finite.first.
@@ -467,7 +476,7 @@ def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
 
 
 def index_stream(world, problem, group, seeds, batch, M, start, total, K):
-    """Batches as rows of the stored features: {"index", "weight"} `[K, S, B]`, from step `start` on."""
+    """Batches as rows of what is stored on the device: {"index", "weight"} `[K, S, B]`, from step `start` on."""
     per_epoch = max(M // batch, 1)
     order = functools.lru_cache(len(seeds))(pipeline.epoch_order)
     for first in range(start, total, K):
@@ -475,6 +484,20 @@ def index_stream(world, problem, group, seeds, batch, M, start, total, K):
         index = np.array([[order(M, batch, seed, epoch)[i] for seed in seeds] for epoch, i in steps], np.int32)
         xs = {"index": index, "weight": np.ones(index.shape, np.float32)}
         yield shard.put(world.mesh, "steps", shard.pad(xs, 2, shard.rows(world.mesh)))
+
+
+def on_device(world, rows):
+    """The training images of each seed, `(S, M, s, s, 3)` uint8, where they are the same in each epoch and few enough
+    to lie on the device while training lasts; else None: they are read again and again, by `pixel_stream`."""
+    size, seeds, M = world.model.config.vision.image_size, len(rows), len(rows[0])
+    if world.config.data.augment != "none" or jax.process_count() > 1 or seeds * M * size * size * 3 > ON_DEVICE:
+        return None
+    every = np.unique(np.concatenate(rows))
+    images = np.zeros((len(every), size, size, 3), np.uint8)
+    for b in pipeline.eval_batches(fewshot.take(world.dataset.train, every), world.transform, 256, **world.reading):
+        real = b["index"] >= 0
+        images[b["index"][real]] = b["image"][real]
+    return np.stack([images[np.searchsorted(every, r)] for r in rows])
 
 
 def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):

@@ -4,12 +4,9 @@ Section 4: the maps q, k and v of every layer become W + (alpha / sqrt(r)) B A; 
 L layers, D width of a tower, r rank.
 """
 
-import jax
-
+from vlmx.combine import combine
 from vlmx.errors import unknown
-from vlmx.method import PHOTO, Method, class_texts
 from vlmx.models.clip import cosine
-from vlmx.models.layers import no_tap
 from vlmx.modules import lora
 
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
@@ -25,33 +22,5 @@ def make(rank=2, alpha=1.0, dropout=0.25, maps="qkv", towers="both"):
         raise unknown("value of clip_lora.towers", towers, TOWERS)
     if bad := [name for name in maps if name not in "qkvo"]:
         raise unknown("map in clip_lora.maps", bad[0], "qkvo")
-    tap = lora.tap(alpha / rank**0.5, dropout)
-
-    def updates(model, tower):
-        c = getattr(model.config, tower)
-        return lora.LowRank(c.layers, c.width, rank, tuple(maps))
-
-    def setup(model, task):
-        ids, eot = class_texts(model, task, PHOTO)
-        return {"emb": model.tokens(ids), "eot": eot}
-
-    def init(key, model, consts, support):
-        keys = jax.random.split(key, len(TOWERS[towers]))
-        start = {t: updates(model, t).init(k)["params"] for t, k in zip(TOWERS[towers], keys, strict=True)}
-        return {"train": start, "fixed": {}}
-
-    def apply(v, model, consts, batch, rng=None, train=False):
-        def inserted(tower):  # the tap and its theta
-            if tower not in v["train"]:
-                return no_tap, None
-            theta = updates(model, tower).apply({"params": v["train"][tower]})
-            if train and dropout:
-                own = jax.random.fold_in(rng, ("vision", "text").index(tower))
-                theta["key"] = jax.random.split(own, getattr(model.config, tower).layers)
-            return tap, theta
-
-        img = model.image(batch["image"], *inserted("vision"))
-        txt = model.text(consts["emb"], consts["eot"], *inserted("text"))
-        return {"logits": 100 * cosine(img, txt), "image_features": img, "text_features": txt}
-
-    return Method(init=init, apply=apply, setup=setup, needs="pixels", taps=("attn/q", "attn/k", "attn/v", "attn/o"))
+    parts = {tower: lora.part(tower, rank, alpha / rank**0.5, dropout, maps) for tower in TOWERS[towers]}
+    return combine(parts, logits=lambda model, img, txt: 100 * cosine(img, txt))

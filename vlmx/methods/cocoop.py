@@ -48,7 +48,6 @@ def make(n_ctx=4, ctx_init="a photo of a", reduction=16, microbatch=1024):
             txt = jax.vmap(text, out_axes=1)(words)  # [B,C,E]
         else:
             txt = jax.lax.map(jax.checkpoint(text), words, batch_size=classes).swapaxes(0, 1)
-        logits = jax.vmap(lambda f, t: model.logits(f[None], t)[0])(img, txt)
-        return {"logits": logits, "image_features": img, "text_features": txt, "meta_bias": pi}
+        return {"logits": model.logits(img, txt), "image_features": img, "text_features": txt, "meta_bias": pi}
 
     return Method(init=init, apply=apply, setup=context.setup)

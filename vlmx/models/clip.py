@@ -158,8 +158,8 @@ def normalize(x, axis=-1):
 
 
 def cosine(a, b):
-    """Cosines `(m, n)` float32 of rows `(m, E)` and `(n, E)`."""
-    return jnp.matmul(normalize(a), normalize(b).T, precision="highest")
+    """Cosines `(m, n)` float32 of rows `(m, E)` and `(n, E)`, or `(m, n, E)` where each row has its own."""
+    return jnp.einsum("mE,mnE->mn" if b.ndim == 3 else "mE,nE->mn", normalize(a), normalize(b), precision="highest")
 
 
 @flax.struct.dataclass
@@ -205,7 +205,7 @@ class Clip:
         return self.text(self.tokens(ids), self.eot(ids))
 
     def logits(self, img, txt):
-        """`exp(logit_scale) * cosine`, `(B, C)` float32, of features `(B, E)` and `(C, E)`."""
+        """`exp(logit_scale) * cosine`, `(B, C)` float32, of features `(B, E)` and `(C, E)` or `(B, C, E)`."""
         return jnp.exp(self.params["logit_scale"].astype(jnp.float32)) * cosine(img, txt)
 
 

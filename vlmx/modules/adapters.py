@@ -12,6 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vlmx.combine import Part
+import jax.numpy as jnp
+
 # Glorot's uniform start with a gain of sqrt(2), of each layer for itself.
 GLOROT = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=0)
 
@@ -125,3 +128,13 @@ class Adapters(nn.Module):
             return {"down": down, "up": up, **{n: norm(f"{place}_{n}") for n in self.norms}}
 
         return {place: adapter(place) for place in places}
+
+
+def on_text():
+    """The part t W + b on text features `(C, E)`, that starts as the identity (APEX, arXiv 2311.15569, section 3.2)."""
+
+    def init(key, model, consts):
+        E = model.config.embed_dim
+        return {"W": jnp.eye(E), "b": jnp.zeros(E)}
+
+    return Part(init=init, adapt=lambda p, txt: txt @ p["W"] + p["b"])

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vlmx.combine import Part
 from vlmx.modules.adapters import uniform
 
 
@@ -52,6 +53,27 @@ def tap(scale, dropout=0.0):
         return y + scale * (x @ A @ B)
 
     return add
+
+
+def part(tower, rank, scale, dropout, maps):
+    """The part with updates of `maps`, letters out of "qkvo", in every layer of a tower, "vision" or "text"."""
+
+    def updates(model):
+        c = getattr(model.config, tower)
+        return LowRank(c.layers, c.width, rank, tuple(maps))
+
+    def insert(p, model, key):
+        theta = updates(model).apply({"params": p})
+        if key is not None and dropout:
+            theta["key"] = jax.random.split(key, getattr(model.config, tower).layers)
+        return tap(scale, dropout), theta
+
+    def init(key, model, consts):
+        return updates(model).init(key)["params"]
+
+    if tower == "text":
+        return Part(init=init, text=insert)
+    return Part(init=init, image=insert, taps=tuple(f"attn/{name}" for name in maps))
 
 
 def merged(params, updates, scale):

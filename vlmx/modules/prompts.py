@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vlmx.combine import Part
 from vlmx.method import class_texts
 from vlmx.modules.adapters import uniform
 
@@ -39,6 +40,25 @@ def class_prompts(model, task, n, words):
     ids, eot = class_texts(model, task, f"{words if enough else ' '.join(['a'] * n)} {{}}.")
     emb = model.tokens(ids)
     return {"emb": emb, "eot": eot, **({"words": emb[0, 1 : 1 + n].astype(jnp.float32)} if enough else {})}
+
+
+def in_text(n, depth, words):
+    """The part with n vectors in each of the first `depth` layers of the text tower, behind the start token."""
+    return Part(
+        init=lambda key, model, consts: words_first(key, consts, depth, n, model.config.text),
+        prompts=lambda model, task: class_prompts(model, task, n, words),
+        enter=lambda p, emb: write(emb, p[0], 1),
+        text=lambda p, model, key: (behind_start, by_layer(p, model.config.text.layers)),
+    )
+
+
+def in_image(n, depth):
+    """The part with n vectors in each of the first `depth` layers of the image tower, behind the patches."""
+    return Part(
+        init=lambda key, model, consts: noise(key, depth, n, model.config.vision),
+        image=lambda p, model, key: (behind_patches, by_layer(p, model.config.vision.layers)),
+        taps=("tokens", "block"),
+    )
 
 
 def encode_text(model, consts, vectors):
