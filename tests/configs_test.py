@@ -88,6 +88,8 @@ def test_transfer_has_its_published_targets_and_settings():
         assert (promptsrc.epochs, promptsrc.hyper.gpa_mean, promptsrc.hyper.gpa_std) == (20, 6, 10)
         assert (apex.epochs, apex.batch, apex.optimizer.lr, apex.hyper.depth_vision) == (6, 32, 0.02, 3)
         assert dict(apex.optimizer.schedule) == {"name": "dassl", "warmup": 1, "kind": "linear", "first": 1e-3}
+        assert settings.trained_as(c, "apex", protocol) == "cross_dataset"
+    assert settings.trained_as(c, "apex", "few_shot") == "few_shot"
     assert settings.recipe_of(c, "maple", "few_shot").epochs == c.recipe.maple.epochs == 5
     asked = config("objects", "maple,depth=2,protocols=cross_dataset")
     assert settings.hyper(asked, "maple", "cross_dataset")["depth"] == 2

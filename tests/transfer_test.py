@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_cases import OWN
 
-from vlmx import features, report, settings, train
+from vlmx import features, logs, report, settings, train
 from vlmx.data import annotations, embedded, fewshot, protocols, task
 from vlmx.errors import UserError
 
@@ -57,12 +57,12 @@ def config(arg, **targets):
 def run(tmp_path_factory):
     """Trained on the digits; tested on them again (under another name), on five of them, and on things."""
     digits = embedded.load("digits")
-    things = embedded.load("objects")
+    things = fewshot.select(embedded.load("objects"), range(4))
     five = fewshot.select(digits, range(5))
     others = {
         "objects_noise": digits._replace(name="objects_noise", notes=("these are the digits again",)),
         "objects_sketch": five._replace(name="objects_sketch"),
-        "objects": things._replace(test=fewshot.take(things.test, range(48))),
+        "objects": things._replace(test=fewshot.take(things.test, range(8))),
     }
     c = config("zero_shot,linear_probe,coop", cross_dataset=tuple(others), domain_generalization=tuple(others)[:2])
     c.protocols = ("cross_dataset", "domain_generalization")
@@ -128,6 +128,15 @@ def test_the_images_of_a_target_are_encoded_once(run):
     assert encoded == [f"{part} images" for part in parts]
 
 
+def test_both_protocols_are_trained_once(run):
+    workdir, results, _ = run
+    assert {row["run"] for row in logs.read(workdir)} == {"coop-cross_dataset"}
+    once, again = of(results, "coop", "cross_dataset"), of(results, "coop", "domain_generalization")
+    assert once["summary"]["source"] == again["summary"]["source"] and once["curve"] == again["curve"]
+    files = [workdir / f"coop-{p}/seed_1/tuned.safetensors" for p in ("cross_dataset", "domain_generalization")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_the_report_shows_the_targets(run):
     workdir, results, _ = run
     page, text = (workdir / "report.html").read_text(), report.table(results)
@@ -135,7 +144,7 @@ def test_the_report_shows_the_targets(run):
     assert "digits · cross-dataset · 1 shot · tiny_clip" in text and "| source | objects_noise |" in text.replace(
         "  ", ""
     )
-    assert json.loads((workdir / "results.json").read_text())["targets"]["objects"] == {"n_test": 48}
+    assert json.loads((workdir / "results.json").read_text())["targets"]["objects"] == {"n_test": 8}
 
 
 def test_targets_are_read_as_the_configs_own_data_is():
