@@ -39,6 +39,8 @@ METHODS = {
     "promptsrc": ("promptsrc", {"teacher_templates": 3}),
     "apex": ("apex", {}),
     "full": ("full", {}),
+    "coop_ensemble": ("coop+ensemble", {"coop": {"n_ctx": 3}}),
+    "parts": ("vpt+clip_lora+text_adapter", {"vpt": {"n_ctx": 2}, "clip_lora": {"dropout": 0.0}}),
 }
 TEXT = {"context": 20, "vocab": 512, "bos": 510, "eot": 511}
 CONFIGS = {
@@ -215,7 +217,7 @@ def test_the_mesh_changes_no_number_in_twenty_steps(row, mesh):
         assert sum(n for _, n in found) <= 4 * seeds * (tuned + text_features + SCALARS)
 
 
-@pytest.mark.parametrize("row", [r for r in TUNED if methods.make(METHODS[r][0]).needs == "features"])
+@pytest.mark.parametrize("row", [r for r in TUNED if methods.make(METHODS[r][0], **METHODS[r][1]).needs == "features"])
 def test_stored_features_equal_live_encoding(row):
     close(fit(row, live=True)[4], fit(row)[4])
 
@@ -325,11 +327,11 @@ def test_padded_rows_change_neither_training_nor_predictions(row):
     close(loss(shard.pad(full, 0, M + 3)), loss(full))
 
 
-def compiled_step(method, model, tx, train):
+def compiled_step(method, model, tx, train, fixed=None):
     """One compiled step of one seed on B images read as pixels: (its FLOPs, the state it keeps)."""
     consts = method.setup(model, task())
     images, label = pictures(model, (1,))
-    state = {"train": train, "fixed": {}, "opt": jax.vmap(tx.init)(train), "step": jnp.zeros((), jnp.int32)}
+    state = {"train": train, "fixed": fixed or {}, "opt": jax.vmap(tx.init)(train), "step": jnp.zeros((), jnp.int32)}
     xs = {"image": images[None], "label": label[None], "weight": np.ones((1, 1, M), np.float32)}
     keys = jnp.stack([jax.random.key(1)])
     lowered = train_steps(method, tx, 1).lower(state, model, consts, None, xs, keys)

@@ -149,6 +149,44 @@ def few_shot(table, colours, salt):
     return _svg(draw, "training images a class", "accuracy", salt)
 
 
+def alpha(parts, against, salt):
+    """Inline SVG: alpha of each class, a dot, and of each part of the test, a diamond at the means, against the classes'
+    mean distance from those trained on or against their relative transfer difficulty."""
+
+    def draw(axes):
+        for i, (part, a) in enumerate(parts.items()):
+            values, style = np.array(a["alpha"]), {"color": COLOURS[i % len(COLOURS)]}
+            if against == "distance":
+                x, whole = np.array(a["diff_avg"]), np.mean(a["diff_avg"])
+            else:  # a class of which no image is right has no difficulty, and is left out
+                accuracy = np.array(a["per_class"], np.float64)
+                x = 100 / len(values) / np.where(accuracy > 0, accuracy, np.nan)
+                whole = np.nan if a["difficulty"] is None else a["difficulty"]
+            axes.scatter(x, values, s=12, alpha=0.6, linewidths=0, **style)
+            axes.scatter([whole], [values.mean()], s=60, marker="D", label=PARTS.get(part, part), **style)
+        axes.set_ylim(-0.03, 1.06)
+        axes.legend(fontsize=8, frameon=False)
+
+    xlabel = {"distance": "mean distance from the classes trained on", "difficulty": "relative transfer difficulty"}
+    return _svg(draw, xlabel[against], "alpha", salt)
+
+
+def alpha_of_tests(cells, colours, salt):
+    """Inline SVG of the cells of a sweep with the adaptive ensemble: mean alpha of each test against its difficulty."""
+
+    def draw(axes):
+        for cell in cells:
+            for part, a in cell["adaptation"].items():
+                if a["difficulty"] is not None:
+                    at = a["difficulty"], a["alpha"]
+                    axes.scatter(*at, s=24, color=colours[cell["method"]])
+                    axes.annotate(f" {cell['benchmark']}, {part}", at, fontsize=7, parse_math=False)
+        axes.set_ylim(-0.03, 1.06)
+        axes.margins(x=0.25)
+
+    return _svg(draw, "relative transfer difficulty", "mean alpha", salt)
+
+
 def _svg(draw, xlabel, ylabel, salt):
     """Inline SVG of what `draw(axes)` draws."""
     style = {

@@ -243,6 +243,29 @@ def mistakes(results, workdir, run_names):
     ]
 
 
+def transfer_difficulty(classes, accuracy):
+    """The relative transfer difficulty, accuracy by chance / zero-shot accuracy, both in percent; None where the latter
+    is 0 (APEX, arXiv 2311.15569, section 3.1)."""
+    return 100 / classes / accuracy if accuracy else None
+
+
+def adaptations(shown, colours):
+    """How far each method with the adaptive ensemble trusts its tuning: [{"name", "rows", "charts"}], rows of (part,
+    difficulty, zero-shot accuracy, mean distance, mean alpha), charts as SVG."""
+    found = []
+    for name, run in shown:
+        parts = run.get("adaptation") or {}
+        if not parts:
+            continue
+        rows = [
+            (charts.PARTS.get(part, part), a["difficulty"], a["reference"], np.mean(a["diff_avg"]), np.mean(a["alpha"]))
+            for part, a in parts.items()
+        ]
+        drawn = [charts.alpha(parts, against, salt=f"a{len(found)}{against}") for against in ("distance", "difficulty")]
+        found.append({"name": name, "protocol": run.get("protocol"), "rows": rows, "charts": drawn})
+    return found
+
+
 # ---------------------------------------------------------------- the page
 def page(results, workdir):
     """The page as text: no request leaves it, every string of the results is escaped."""
@@ -278,6 +301,7 @@ def page(results, workdir):
         notes=list(dict.fromkeys(notes)),
         curves=charts.curves(sources, colours),
         classes=charts.per_class(shown, colours),
+        adaptations=adaptations(shown, colours),
         confusions=charts.confusions(shown, dataset.get("classnames") or []),
         mistakes=mistakes(results, workdir, run_names),
         seed_rows=[(name, run, seed) for name, run in zip(run_names, runs) for seed in run.get("seeds") or []],
@@ -309,6 +333,9 @@ def sweep_page(results):
         colours=colours,
         curves=curves,
         drawn=distinct("method"),
+        difficulties=tables.difficulties(cells),
+        about=(tables.DIFFICULTY, tables.ALPHA),
+        alphas=charts.alpha_of_tests([c for c in done if "adaptation" in c], colours, "alpha"),
     )
 
 

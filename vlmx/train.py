@@ -148,7 +148,11 @@ def run(config, workdir, go_on=False):
         },
         "targets": {name: {"n_test": len(data.test.labels)} for name, data in targets.items()},
         "model": {"name": config.model.name, "digest": digest, "params": partition.count(model.params)},
-        "reference": {"method": config.reference, **numbers},
+        "reference": {
+            "method": config.reference,
+            **numbers,
+            "difficulty": report.transfer_difficulty(len(dataset.classnames), numbers["accuracy"]),
+        },
         "seconds": round(time.monotonic() - began, 1),
         "runs": runs,
         "failed": failed,
@@ -243,8 +247,9 @@ def cell(world, name, protocol, method, problem):
     fitted = {}
     for group in groups.values() if not method.untrained else ():
         steps = "steps" if len(groups) == 1 else "steps-" + "_".join(str(config.seeds[s]) for s in group)
-        steps = folder.with_name(folder.name.removesuffix(protocol) + training) / steps
-        v = fit(world, f"{name}-{training}", method, recipe, consts, problem, group, meta | {"protocol": training}, steps)
+        steps = workdir / f"{name.replace('.', '_')}-{training}" / steps
+        of = meta | {"protocol": training}
+        v = fit(world, f"{name}-{training}", method, recipe, consts, problem, group, of, steps)
         if method.finalize:
             v = search(world, method, v, consts, problem, group)
         fitted |= {s: jax.tree.map(lambda a, i=i: a[i], v) for i, s in enumerate(group)}
@@ -255,6 +260,7 @@ def cell(world, name, protocol, method, problem):
 
     # ---- every part of the test
     outcomes, notes, mistakes = [{"seed": s, "metrics": {}, "per_class": {}, "confusion": {}} for s in seeds], [], []
+    adaptation = {}
     for part_name, part in problem.parts.items():
         classes = words(world, part.labels, part.of)
         tested, facts = method, consts
@@ -267,6 +273,10 @@ def cell(world, name, protocol, method, problem):
             tested = methods.only(method, [learnt.classnames.index(c) for c in classes.classnames])
         said, p, weight = predict(world, tested, v, facts, part, rules)
         truth = protocols.relabel(world.tests[part.of].dataset.test.labels[part.index], part.labels)
+        if method.describe:
+            said_of = method.describe(jax.tree.map(lambda a: a[0], v), facts)  # the same for all seeds
+            adaptation[part_name] = {k: np.asarray(a).tolist() for k, a in said_of.items()}
+            adaptation[part_name] |= {"classes": classes.classnames} | difficulty(world, part, classes, truth)
         for s, outcome in enumerate(outcomes):
             numbers, per_class, matrix = evaluate.scores(said[s], truth, classes.classnames, weight)
             prefix = part_name == "all"
@@ -309,6 +319,7 @@ def cell(world, name, protocol, method, problem):
         "seeds": outcomes,
         "summary": summary,
         "curve": curve,
+        **({"adaptation": adaptation} if adaptation else {}),
     }
     for seed, s in zip(seeds, sorted(fitted)):
         checkpoint.export(folder / f"seed_{seed}", fitted[s], meta | {"seed": seed})
@@ -317,6 +328,17 @@ def cell(world, name, protocol, method, problem):
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
     say(f"{name}, {protocol}: {shown} ({trained:,} trained parameters; {result['seconds']} s)")
     return result, mistakes
+
+
+def difficulty(world, part, classes, truth):
+    """How hard a part of a test is for the model as it was: the reference's accuracy in percent, of each class too, and
+    the relative transfer difficulty."""
+    reference = methods.make(world.config.reference)
+    consts = reference.setup(world.model, classes)
+    said, _, weight = predict(world, reference, {"train": {}, "fixed": {}}, consts, part)
+    numbers, per_class, _ = evaluate.scores(said[0], truth, classes.classnames, weight)
+    relative = report.transfer_difficulty(len(classes.classnames), numbers["accuracy"])
+    return {"reference": numbers["accuracy"], "per_class": list(per_class.values()), "difficulty": relative}
 
 
 def save_mistakes(world, part, classes, said, p, truth, weight, key):
@@ -438,8 +460,8 @@ def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
     """The compiled call `(state, model, consts, support, xs, keys) -> (state, metrics)`: K steps of S seeds.
 
     Gradients are taken of the tuned tree alone, so frozen weights get none, nor optimiser state, nor a copy.
-    Args: support: stored features or images, and labels, `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks; None where xs
-    holds the batches themselves. where: in_shardings and out_shardings (shard.lay_out); None: as the arguments lie.
+    Args: support: stored features or images, and labels, `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks;
+    None where xs holds the batches themselves. where: in_shardings and out_shardings (shard.lay_out); None: as the arguments lie.
     skip: a step whose loss or gradient is not finite changes nothing. The state is donated. Metrics are `[K, S]`;
     "bad" is that of finite.first.
     """
