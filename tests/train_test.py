@@ -1,16 +1,20 @@
 """Whole runs on the embedded digits: what they leave, how they resume, what they compile, what they refuse."""
 
+import functools
 import importlib
 import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from vlmx import checkpoint, train
+from vlmx.data import fewshot, pipeline
 from vlmx.errors import UserError
+from vlmx.methods import coop
 
 
 def config(arg="coop,seeds=2,n_ctx=2", name="digits", **fields):
@@ -104,26 +108,66 @@ def test_a_workdir_of_another_config_is_refused(finished):
         train.run(other, workdir)
 
 
-@pytest.mark.parametrize("at", [2, 6])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch, at):
-    whole = train.run(config(), tmp_path / "whole")
-    real = checkpoint.save
+@pytest.fixture
+def saved(monkeypatch):
+    """The tuned prompts of each checkpoint by its step, and how to have the run end there: saved["die"] = step."""
+    real, saved = checkpoint.save, {}
 
-    def save_then_die(checkpoints, step, state, meta):
+    def save(checkpoints, step, state, meta):
         real(checkpoints, step, state, meta)
-        if step == at:
+        saved[step] = np.array(state["train"]["ctx"])
+        if step == saved.get("die"):
             checkpoints.wait_until_finished()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", save_then_die)
+    monkeypatch.setattr(checkpoint, "save", save)
+    return saved
+
+
+# Two steps are an epoch: 3 is in the middle of one, in which images are drawn and augmented as they were.
+@pytest.mark.parametrize("at, fields", [(2, {}), (6, {}), (3, {"data__augment": "crop", "checkpoint_every": 1})])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, saved, at, fields):
+    whole = train.run(config(**fields), tmp_path / "whole")
+    saved["die"] = at
     with pytest.raises(KeyboardInterrupt):
-        train.run(config(), tmp_path / "cut")
+        train.run(config(**fields), tmp_path / "cut")
     assert not (tmp_path / "cut/results.json").exists()
-    monkeypatch.setattr(checkpoint, "save", real)
-    again = train.run(config(), tmp_path / "cut")
+    del saved["die"]
+    again = train.run(config(**fields), tmp_path / "cut")
     assert again["runs"][0]["seeds"] == whole["runs"][0]["seeds"]
     assert again["runs"][0]["curve"] == whole["runs"][0]["curve"]
     assert tuned(tmp_path / "cut") == tuned(tmp_path / "whole")
+
+
+def test_each_seed_ends_with_its_best_on_validation_also_after_an_interruption(tmp_path, saved):
+    c = config(checkpoint_best=True)
+    c.recipe.coop.epochs, c.recipe.coop.optimizer.lr = 8, 0.005
+    train.run(c, tmp_path / "whole")
+    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    best = []
+    for i, seed in enumerate(c.seeds):
+        found = {r["step"]: r["accuracy"] for r in rows if r["tag"] == "val" and r["seed"] == seed}
+        assert list(found) == [2, 4, 6, 8, 10, 12, 14, 16] and len(set(found.values())) > 1
+        best.append(max(found, key=found.get))  # the first of several
+        v, _ = checkpoint.load(
+            tmp_path / f"whole/coop-few_shot/seed_{seed}", {"train": {"ctx": saved[2][i]}, "fixed": {}}
+        )
+        assert (np.asarray(v["train"]["ctx"]) == saved[best[-1]][i]).all()
+    assert best[0] != best[1]
+    saved["die"] = 10
+    with pytest.raises(KeyboardInterrupt):
+        train.run(c, tmp_path / "cut")
+    del saved["die"]
+    train.run(c, tmp_path / "cut")
+    assert tuned(tmp_path / "cut") == tuned(tmp_path / "whole")
+
+
+def test_the_best_on_validation_needs_validation_images(tmp_path, monkeypatch):
+    real = train.task.load
+    without = lambda dataset: dataset._replace(val=fewshot.take(dataset.val, np.arange(0)))
+    monkeypatch.setattr(train.task, "load", lambda *args: without(real(*args)))
+    with pytest.raises(UserError, match="checkpoint_best chooses on validation images, and digits has none"):
+        train.run(config(checkpoint_best=True), tmp_path)
 
 
 def test_a_checkpoint_of_another_method_is_refused_with_both_values(tmp_path):
@@ -222,6 +266,62 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="not finite for seed"):
         train.run(c, tmp_path)
     assert not (tmp_path / "results.json").exists()
+
+
+def broken_loss(value, out, hit):
+    return jnp.where(hit, jnp.nan, value)
+
+
+def broken_gradient(value, out, hit):
+    return value + jnp.sqrt(jnp.where(hit, 0 * out["logits"].sum(), 1))  # a root has no slope at 0
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """`breaks(how)`: from then on CoOp's step 5 is broken for seed 1, alone."""
+    index = pipeline.epoch_order(20, 8, 1, 2)[0]  # steps 5 and 6 are the third epoch's
+    real = coop.make
+
+    def breaks(how):
+        @functools.wraps(real)
+        def make(**hyper):
+            method = real(**hyper)
+
+            def loss(out, batch):
+                value, metrics = method.loss(out, batch)
+                return how(value, out, (batch["index"] == index).all()), metrics
+
+            return method._replace(loss=loss)
+
+        monkeypatch.setattr(coop, "make", make)
+
+    return breaks
+
+
+ONE_BY_ONE = {"steps_per_call": 1, "checkpoint_every": 1}
+
+
+@pytest.mark.parametrize("how, what", [(broken_loss, "loss"), (broken_gradient, "the gradient of ctx")])
+def test_a_step_that_is_not_finite_is_named_and_the_checkpoint_before_it_goes_on(tmp_path, breaks, capsys, how, what):
+    breaks(how)
+    with pytest.raises(UserError, match=rf"coop-few_shot: {what} is not finite for seed\(s\) \[1\] at step 5\."):
+        train.run(config(**ONE_BY_ONE), tmp_path)
+    breaks(lambda value, out, hit: value)
+    train.run(config(**ONE_BY_ONE), tmp_path)
+    assert "going on after step 4 of 8" in capsys.readouterr().out
+
+
+def test_a_step_that_is_not_finite_can_be_left_out_and_is_counted(tmp_path, breaks, saved):
+    breaks(broken_gradient)
+    run = train.run(config(**ONE_BY_ONE, nonfinite="skip"), tmp_path)["runs"][0]
+    curve = dict(zip(run["curve"]["step"], zip(run["curve"]["skipped"], run["curve"]["loss"])))
+    assert list(curve) == [2, 4, 5, 6, 8]  # the ends of the epochs, and it
+    skipped, loss = curve.pop(5)
+    assert skipped == [1, 0] and loss[0] is None and np.isfinite(loss[1])
+    assert all(skipped == [None, None] and np.isfinite(loss).all() for skipped, loss in curve.values())
+    assert run["notes"] == ["steps left out, since a loss or gradient was not finite: 1, of all seeds together"]
+    moved = {step: (saved[step] != saved[step - 1]).any(axis=(1, 2)).tolist() for step in range(2, 9)}
+    assert moved.pop(5) == [False, True] and all(both == [True, True] for both in moved.values())
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,10 @@ def preemption():
 
 
 def manager(folder, keep=1):
-    """An orbax manager of the steps under `folder`, the last `keep`; saving is asynchronous and atomic."""
-    return ocp.CheckpointManager(Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+    """An orbax manager of the steps under `folder`, the last `keep`; saving is asynchronous and atomic. What a killed
+    run has left half written is taken away."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
 
 def save(checkpoints, step, state, meta):

@@ -29,7 +29,9 @@ def refuse(run, done, seeds, bad, train):
 
 
 def means(metrics, bad):
-    """The metrics `[K, S]` averaged over the steps that were not bad -> `[S]`, and how many were left out, if any."""
-    fine = np.maximum((bad == 0).sum(axis=0), 1)
-    out = {name: np.where(bad == 0, values, 0).sum(axis=0) / fine for name, values in metrics.items()}
+    """The metrics `[K, S]` averaged over the steps that were not bad -> `[S]`, NaN where all were; and how many were
+    left out, if any."""
+    fine = (bad == 0).sum(axis=0)
+    sums = {name: np.where(bad == 0, values, 0).sum(axis=0) for name, values in metrics.items()}
+    out = {name: np.where(fine, total / np.maximum(fine, 1), np.nan) for name, total in sums.items()}
     return out | ({"skipped": (bad > 0).sum(axis=0)} if bad.any() else {})

@@ -52,6 +52,9 @@ def guarded(work, workdir, coordinator=None, process=None, many=None):
     logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
     from vlmx import processes  # jax starts here: --help and --list need not wait for it
 
+    # Where one of tensorstore's files cannot be written, the others find that orbax waits for them no more.
+    other = sys.unraisablehook
+    sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else other(args)
     processes.begin(coordinator, process, many)
     if not coordinator:  # else jax listens to it, on behalf of all processes
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))  # the steps save before they leave

@@ -1,7 +1,9 @@
 """Several processes of one run: how they find each other, and how they stop when one of them is gone."""
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import sys
 import threading
@@ -14,7 +16,8 @@ from jax._src import distributed  # jax offers no public handle of the service t
 from vlmx.errors import LOST
 
 BEAT, PATIENCE = 1.0, 30.0  # seconds between signs of life, and without one until a process counts as gone
-_broken = threading.Event()
+_broken, _leaving = threading.Event(), threading.Lock()
+_where = {}  # process -> its host and pid
 
 
 def begin(coordinator, process=None, processes=None):
@@ -26,6 +29,8 @@ def begin(coordinator, process=None, processes=None):
     if not coordinator:
         return
     told = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    _where[0] = coordinator
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     jax.distributed.initialize(**({} if coordinator == "auto" else told))
     if jax.process_count() > 1:
         threading.Thread(target=_watch, daemon=True).start()
@@ -40,11 +45,11 @@ def guard():
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        if not isinstance(error, SystemExit):
-            traceback.print_exception(error)
         if isinstance(error, jax.errors.JaxRuntimeError):  # very likely since another is gone: _watch will say which
             _broken.set()
             time.sleep(PATIENCE)
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
         _leave("", error.code if isinstance(error, SystemExit) else 1)
 
 
@@ -53,13 +58,13 @@ def _watch():
     client, me, n = distributed.global_state.client, jax.process_index(), jax.process_count()
     last, count = {}, 0
     client.key_value_set(f"vlmx/where/{me}", f"{socket.gethostname()}, pid {os.getpid()}", allow_overwrite=True)
-    where = {i: client.blocking_key_value_get(f"vlmx/where/{i}", 60_000) for i in range(n)}
+    _where.update({i: client.blocking_key_value_get(f"vlmx/where/{i}", 60_000) for i in range(n)})
     while True:
         try:
             client.key_value_set(f"vlmx/alive/{me}", str(count), allow_overwrite=True)
             signs = {int(key.rsplit("/", 1)[1]): sign for key, sign in client.key_value_dir_get("vlmx/alive/")}
         except jax.errors.JaxRuntimeError:
-            _leave(_lost([0], n, where), LOST)
+            _leave(_lost([0], n), LOST)
         now, count = time.monotonic(), count + 1
         for i, sign in signs.items():
             if last.get(i, ("", 0))[0] != sign:
@@ -67,16 +72,29 @@ def _watch():
         patience = PATIENCE / 3 if _broken.is_set() else PATIENCE
         gone = [i for i, (_, heard) in last.items() if now - heard > patience]
         if gone:
-            _leave(_lost(gone, n, where), LOST)
+            _leave(_lost(gone, n), LOST)
         time.sleep(BEAT)
 
 
-def _lost(gone, n, where):
-    names = ", ".join(f"process {i} of {n} ({where[i]})" for i in gone)
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_):
+    """Where process 0 is gone, and the service with it, jax aborts this one from a thread of its own, without an
+    exception and too soon for _watch. This comes before that end. (Where process 0 lives, it is another end: it stays.)"""
+    state = distributed.global_state
+    host, port = state.coordinator_address.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE / 3).close()
+    except OSError:
+        _leave(_lost([0], state.num_processes), LOST)
+
+
+def _lost(gone, n):
+    names = ", ".join(f"process {i} of {n} ({_where[i]})" for i in gone)
     return f"\nerror: {names} is gone. The same command on all of them goes on from the last checkpoint."
 
 
 def _leave(message, code):
+    _leaving.acquire()  # never released: one thread says why
     if message:
         print(message, file=sys.stderr)
     sys.stdout.flush()
