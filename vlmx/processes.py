@@ -79,7 +79,7 @@ def _watch():
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_):
     """Where process 0 is gone, and the service with it, jax aborts this one from a thread of its own, without an
-    exception and too soon for _watch. This comes before that end. (Where process 0 lives, it is another end: it stays.)"""
+    exception and too soon for _watch. This comes before that end, and is silent where process 0 still answers."""
     state = distributed.global_state
     host, port = state.coordinator_address.rsplit(":", 1)
     try:
