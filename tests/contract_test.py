@@ -113,7 +113,7 @@ def collectives(text):
 
 @functools.cache
 def fit(row, model_name="vit", seeds=SEEDS, mesh=None, K=4, live=False, remat=False, rate=0.05):
-    """K steps of a method for all seeds at once: (method, model, consts, start, end, losses, collectives); made once."""
+    """K steps of a method for all seeds at once, once: (method, model, consts, start, end, losses, collectives)."""
     model = backbone(model_name, remat=remat)
     name, hyper = METHODS[row]
     method = methods.make(name, **hyper)

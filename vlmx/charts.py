@@ -150,8 +150,8 @@ def few_shot(table, colours, salt):
 
 
 def alpha(parts, against, salt):
-    """Inline SVG: alpha of each class, a dot, and of each part of the test, a diamond at the means, against the classes'
-    mean distance from those trained on or against their relative transfer difficulty."""
+    """Inline SVG: alpha of each class, a dot, and of each part of the test, a diamond at the means, against the mean
+    distance from those trained on or against their relative transfer difficulty."""
 
     def draw(axes):
         for i, (part, a) in enumerate(parts.items()):

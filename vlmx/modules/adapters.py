@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from vlmx.combine import Part
-import jax.numpy as jnp
 
 # Glorot's uniform start with a gain of sqrt(2), of each layer for itself.
 GLOROT = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform", in_axis=-2, out_axis=-1, batch_axis=0)
