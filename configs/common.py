@@ -29,8 +29,8 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
 
     Args: name: of the data set (vlmx/data/task.py). arg: behind the colon, `method[,method...][,key=value...]`: methods
     of configs/recipes.py (default: `methods`), or several of them joined by "+" (vlmx/combine.py), hyper-parameters of
-    these, or shots, seeds (a number n for 1..n), protocols, root, model; `smoke` makes everything small. model, augment,
-    methods, protocols: of this benchmark; data: further fields of config.data.
+    these, or shots, seeds (a number n for 1..n), protocols, root, model; `smoke` makes everything small. model,
+    augment, methods, protocols: of this benchmark; data: further fields of config.data.
     """
     named, settings, smoke = parse(arg)
     methods = named or methods

@@ -462,8 +462,8 @@ def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
     Gradients are taken of the tuned tree alone, so frozen weights get none, nor optimiser state, nor a copy.
     Args: support: stored features or images, and labels, `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks;
     None where xs holds the batches themselves. where: in_shardings and out_shardings (shard.lay_out); None: as the
-    arguments lie. skip: a step whose loss or gradient is not finite changes nothing. The state is donated. Metrics are `[K, S]`;
-    "bad" is that of finite.first.
+    arguments lie. skip: a step whose loss or gradient is not finite changes nothing. The state is donated. Metrics are
+    `[K, S]`; "bad" is that of finite.first.
     """
 
     def step(v, opt, model, consts, batch, key, n):  # one seed
