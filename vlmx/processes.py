@@ -83,7 +83,7 @@ def _aborted(_):
     state = distributed.global_state
     host, port = state.coordinator_address.rsplit(":", 1)
     try:
-        socket.create_connection((host, int(port)), timeout=PATIENCE / 3).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE / 3).close()
     except OSError:
         _leave(_lost([0], state.num_processes), LOST)
 
