@@ -123,6 +123,28 @@ def test_an_average_is_taken_seed_by_seed_and_over_all_benchmarks_or_none():
     assert rows(dtd)["maple"] == ["50.00"] * 3
 
 
+def test_difficulty_and_alpha_are_told_of_every_benchmark(tmp_path):
+    before = {"classes": 4, "before": {"accuracy": 50.0, "difficulty": 0.5}}
+    alpha = {"adaptation": {"base": {"difficulty": 0.4, "alpha": 1.0}, "new": {"difficulty": None, "alpha": 0.25}}}
+    found = [cell("dtd", "apex", [(80, 40)], **before, **alpha), cell("dtd", "coop", [(80, 40)], **before)]
+    results = {"title": "t", "command": "c", "created": "now", "cells": found}
+    assert tables.difficulties(found) == [
+        [
+            ["benchmark", "classes", "chance", "zero-shot", "transfer difficulty"],
+            ["dtd · ViT-B/16", "4", "25.0", "50.0", "0.500"],
+        ],
+        [
+            ["method", "test", "difficulty", "alpha"],
+            ["apex", "dtd · base-to-new · 16 shots · base", "0.400", "1.000"],
+            ["apex", "dtd · base-to-new · 16 shots · new", "–", "0.250"],
+        ],
+    ]
+    assert "| dtd · ViT-B/16 |       4 |" in tables.text(results)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = report.write(tmp_path).read_text()
+    assert "dtd, base" in page and "dtd, new" not in page[page.index("<svg") :][: page.index("</svg>")]
+
+
 def test_published_numbers_stand_beside_ours_where_all_is_the_same():
     def published(name="dtd", **changed):
         (table,) = tables.make([cell(name, "coop", [(80, 40)], **changed)])

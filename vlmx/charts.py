@@ -180,7 +180,8 @@ def alpha_of_tests(cells, colours, salt):
                 if a["difficulty"] is not None:
                     at = a["difficulty"], a["alpha"]
                     axes.scatter(*at, s=24, color=colours[cell["method"]])
-                    axes.annotate(f" {cell['benchmark']}, {part}", at, fontsize=7, parse_math=False)
+                    text = f"{cell['benchmark']}, {part}"
+                    axes.annotate(text, at, (4, 3), textcoords="offset points", fontsize=7, parse_math=False)
         axes.set_ylim(-0.03, 1.06)
         axes.margins(x=0.25)
 

@@ -316,6 +316,7 @@ def sweep_page(results):
     done = [cell for cell in cells if "failed" not in cell]
     distinct = lambda key: list(dict.fromkeys(cell[key] for cell in cells))
     colours = {name: charts.COLOURS[i % len(charts.COLOURS)] for i, name in enumerate(distinct("method"))}
+    before, ensemble = tables.difficulties(cells)
     curves = [(t.title(), charts.few_shot(t, colours, f"f{i}")) for i, t in enumerate(found) if len(t.shots) > 1]
     return _template("sweep.html.j2").render(
         results=results,
@@ -333,7 +334,8 @@ def sweep_page(results):
         colours=colours,
         curves=curves,
         drawn=distinct("method"),
-        difficulties=tables.difficulties(cells),
+        before=before,
+        ensemble=ensemble,
         about=(tables.DIFFICULTY, tables.ALPHA),
         alphas=charts.alpha_of_tests([c for c in done if "adaptation" in c], colours, "alpha"),
     )

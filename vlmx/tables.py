@@ -20,6 +20,10 @@ COLUMNS = {"base_to_new": {"base": "base", "new": "new", "HM": "hm"}, "few_shot"
 MANY = 5000  # test images: fewer leave no meaning to a second digit behind the point
 
 
+DIFFICULTY = "Relative transfer difficulty: accuracy by chance / accuracy before training (arXiv 2311.15569)."
+ALPHA = "Alpha, the mean over the classes of a test: the weight of what was tuned, beside the pre-trained model's."
+
+
 class Row(NamedTuple):
     """A method's line: `figures` column -> {"mean", "stderr"}, or {"said"} where there is none."""
 
@@ -66,6 +70,7 @@ def cells(run, results):
     """The cells of a run from its results.json."""
     config, dataset = results["config"], results["dataset"]
     common = {"run": run, "benchmark": config["title"], "backbone": _backbone(config["model"])}
+    before = {"classes": len(dataset["classnames"]), "before": results["reference"]}
     own = dataset["name"] != config["title"] or any("not the published" in note for note in dataset["notes"])
     measured = {(r["method"], r["protocol"]): r for r in results["runs"]}
     failed = {(f["method"], f["protocol"]): f["error"] for f in results.get("failed", ())}
@@ -78,8 +83,13 @@ def cells(run, results):
                 continue
             one = measured[method, protocol]
             cell |= {key: one[key] for key in ("summary", "trained_params", "trained_percent", "seconds", "notes")}
+            if "adaptation" in one:
+                cell["adaptation"] = {
+                    part: {"difficulty": a["difficulty"], "alpha": float(np.mean(a["alpha"]))}
+                    for part, a in one["adaptation"].items()
+                }
             cell |= {"seeds": [{"seed": s["seed"], "metrics": s["metrics"]} for s in one["seeds"]]}
-            found.append(cell | {"n_test": dataset["n_test"], "published_split": not own})
+            found.append(cell | before | {"n_test": dataset["n_test"], "published_split": not own})
     return found
 
 
@@ -196,9 +206,31 @@ def lines(table):
     return found
 
 
-def markdown(table):
-    """A table in markdown, aligned to be read as it stands."""
-    found = lines(table)
+def difficulties(cells):
+    """The benchmarks before training, and the adaptive ensemble on them, as lists of strings: two tables, either may be
+    empty. The relative transfer difficulty is that of APEX (arXiv 2311.15569, section 3.1)."""
+    number = lambda x, digits: "–" if x is None else f"{x:.{digits}f}"
+    of, alphas = {}, {}
+    for c in cells:
+        if "before" in c:
+            before = c["before"]
+            of[c["benchmark"], c["backbone"]] = [
+                *(f"{c['benchmark']} · {c['backbone']}", str(c["classes"]), number(100 / c["classes"], 1)),
+                *(number(before["accuracy"], 1), number(before.get("difficulty"), 3)),
+            ]
+        for part, a in c.get("adaptation", {}).items():
+            where = f"{c['benchmark']} · {c['protocol'].replace('_', '-')} · {_shots(c['shots'])} · {part}"
+            alphas[c["method"], where] = [c["method"], where, number(a["difficulty"], 3), number(a["alpha"], 3)]
+    heads = (
+        ["benchmark", "classes", "chance", "zero-shot", "transfer difficulty"],
+        ["method", "test", "difficulty", "alpha"],
+    )
+    return [[head, *rows.values()] if rows else [] for head, rows in zip(heads, (of, alphas))]
+
+
+def markdown(found):
+    """A table, or one of lists of strings with the head first, in markdown, aligned to be read as it stands."""
+    found = lines(found) if isinstance(found, Table) else [list(row) for row in found]
     widths = [max(map(len, column)) for column in zip(*found)]
     found.insert(1, ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])])
     padded = [[row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:]))] for row in found]
@@ -235,6 +267,9 @@ def text(results):
     parts = [f"# {results['title']}", f"    {results['command']}", note(results["cells"])]
     for table in found:
         parts += [f"## {table.title()}", markdown(table)]
+    before, alphas = difficulties(results["cells"])
+    parts += ["## The benchmarks before training", DIFFICULTY, markdown(before)] if before else []
+    parts += ["## The adaptive ensemble", ALPHA, markdown(alphas)] if alphas else []
     theirs = dict.fromkeys(f"- {row.name}: {row.source}" for table in found for row in table.rows if row.source)
     parts += ["## Where the published numbers come from", "\n".join(theirs)] if theirs else []
     failed = [f"- {what}: {why}" for what, why in failures(results["cells"])]
