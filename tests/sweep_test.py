@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from configs import common, recipes
 from vlmx import report, sweep, tables, train
 from vlmx.errors import UserError
 from vlmx.metrics import accuracy
@@ -158,6 +158,23 @@ def test_published_numbers_stand_beside_ours_where_all_is_the_same():
     assert rows(average)["apex, published"] == ["83.99", "76.76", "80.04", ""]
     assert average.where == "average over 11 benchmarks" and "20 seeds" in tables.sources([average])[0]
     assert "apex, published" not in rows(tables.make(eleven[1:])[0])
+
+
+def test_shots_protocols_seeds_and_fields_make_the_plan():
+    args, fields = sweep.arguments(
+        ["--configs", f"{ROOT}/configs/dtd.py:root=here,{ROOT}/configs/textures.py", "--methods", "coop,zero_shot"]
+        + ["--protocols", "few_shot,domain_generalization", "--shots", "1,16", "--seeds", "5"]
+        + ["--config.targets.domain_generalization=('digits',)", "--config.recipe.coop.optimizer.lr=1"]
+    )
+    runs = sweep.plan(args, fields)
+    assert list(runs) == ["dtd-1", "dtd-16", "textures-1", "textures-16"]
+    c = runs["dtd-16"]
+    assert (c.methods, c.protocols) == (("coop", "zero_shot"), ("few_shot", "domain_generalization"))
+    assert (c.shots, c.seeds, c.data.root, c.recipe.coop.optimizer.lr) == (16, (1, 2, 3, 4, 5), "here", 1.0)
+    assert runs["textures-1"].data.root == "" and runs["textures-1"].targets.domain_generalization == ("digits",)
+    args, _ = sweep.arguments(["--configs", f"{ROOT}/configs/dtd.py"])
+    (c,) = sweep.plan(args).values()
+    assert c.methods == tuple(recipes.RECIPES) and (c.shots, c.seeds) == (16, (1, 2, 3))
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):

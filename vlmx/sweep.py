@@ -59,14 +59,15 @@ def plan(args, fields=()):
             asked = {"protocols": "+".join(words(args.protocols)), "shots": shots, "seeds": args.seeds}
             keys = [f"{key}={value}" for key, value in asked.items() if value]
             config = command.load(f"{path}:{','.join([*methods, *keys, *filter(None, [given])])}")
-            settings.check(config)  # an unknown method first, then the fields of its recipe
+            for method in methods:
+                settings.recipe_of(config, method)  # an unknown one is told before a field of its recipe is missed
             command.check_fields(config, fields)
             for field in fields:
-                path, _, value = field.removeprefix("--config.").partition("=")
+                key, _, value = field.removeprefix("--config.").partition("=")
                 try:
-                    config.update_from_flattened_dict({path: common.literal(value)})
+                    config.update_from_flattened_dict({key: common.literal(value)})
                 except TypeError as e:
-                    raise UserError(f"--config.{path}: {e}") from None
+                    raise UserError(f"--config.{key}: {e}") from None
             settings.check(config)
             name = f"{config.title}-{config.shots}"
             if name in runs:
