@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmx import checkpoint, train
+from vlmx import checkpoint, settings, train
 from vlmx.data import fewshot, pipeline
 from vlmx.errors import UserError
 from vlmx.methods import coop
@@ -137,6 +137,16 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, saved, at, fie
     assert again["runs"][0]["seeds"] == whole["runs"][0]["seeds"]
     assert again["runs"][0]["curve"] == whole["runs"][0]["curve"]
     assert tuned(tmp_path / "cut") == tuned(tmp_path / "whole")
+
+
+def test_a_session_whose_calls_were_of_fewer_steps_is_gone_on_from(tmp_path, saved, monkeypatch):
+    monkeypatch.setattr(settings, "FREE", (*settings.FREE, "steps_per_call"))  # else it follows from the devices
+    fields, saved["die"] = {"checkpoint_every": 1}, 3
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config(**fields, steps_per_call=1), tmp_path)
+    del saved["die"]
+    train.run(config(**fields, steps_per_call=2), tmp_path)
+    assert max(saved) == 8
 
 
 def test_each_seed_ends_with_its_best_on_validation_also_after_an_interruption(tmp_path, saved):

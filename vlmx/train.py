@@ -412,7 +412,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
 
     # ---- steps
     most = min(total, 1 if streamed else 10 if pixels else config.steps_per_call)
-    K = max(k for k in range(1, most + 1) if total % k == 0)
+    K = max(k for k in range(1, most + 1) if total % k == done % k == 0)  # a session of other devices had another
     steps = train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
     stream = (pixel_stream if streamed else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
     logger = logs.Logs(world.workdir)
