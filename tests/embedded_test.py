@@ -52,7 +52,7 @@ def test_a_scene_shows_its_class():
         for i in range(60):
             scene = embedded.scene(name, "test", i)
             thing, said = scene.objects[0], embedded.CLASSNAMES[name][i % len(embedded.CLASSNAMES[name])]
-            assert said == (f"{thing.colour} {thing.kind}" if name == "objects" else thing.fill)
+            assert said == (f"{thing.colour} {thing.kind}" if name == "objects" else f"{thing.fill} white circle")
 
 
 @pytest.mark.parametrize("shift", embedded.SHIFTS)
