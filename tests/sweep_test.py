@@ -153,6 +153,12 @@ def test_published_numbers_stand_beside_ours_where_all_is_the_same():
     assert published() == ["79.44", "41.18", "54.24"]
     assert not published(backbone="tiny_clip") and not published(shots=8) and not published(published_split=False)
     assert not published("textures")
+    shifted = {"source": 70.0, "imagenet_v2": 60.0, "imagenet_sketch": 50.0, "imagenet_a": 50.0, "imagenet_r": 70.0}
+    for metrics, average in ((shifted | {"average": 57.5}, "59.28"), ({"source": 70.0, "average": 57.5}, "")):
+        seeds = [{"seed": 1, "metrics": metrics}]
+        summary = {k: accuracy.summary([v]) for k, v in metrics.items()}
+        changed = {"protocol": "domain_generalization", "seeds": seeds, "summary": summary}
+        assert published("imagenet", **changed)[-1] == average
     eleven = [cell(b, "apex", [(80, 40)]) for b in ("imagenet", *common.TEN)]
     average = tables.make(eleven)[0]
     assert rows(average)["apex, published"] == ["83.99", "76.76", "80.04", ""]

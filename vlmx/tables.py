@@ -19,7 +19,6 @@ KEYS = ("benchmark", "backbone", "protocol", "shots", "method")
 COLUMNS = {"base_to_new": {"base": "base", "new": "new", "HM": "hm"}, "few_shot": {"accuracy": "accuracy"}}
 MANY = 5000  # test images: fewer leave no meaning to a second digit behind the point
 
-
 DIFFICULTY = "Relative transfer difficulty: accuracy by chance / accuracy before training (arXiv 2311.15569)."
 ALPHA = "Alpha, the mean over the classes of a test: the weight of what was tuned, beside the pre-trained model's."
 
@@ -127,7 +126,7 @@ def _table(protocol, backbone, group, benchmarks):
         columns = {_shots(n): ("accuracy", n) for n in shots}
     else:
         named = COLUMNS.get(protocol) or {k: k for c in group for k in c.get("summary", ()) if "f1" not in k}
-        columns = {title: (metric, shots[0]) for title, metric in named.items()}
+        columns = {title: (metric, shots[0]) for title, metric in (named or {"source": "source"}).items()}
     rows = []
     for method in dict.fromkeys(cell["method"] for cell in group):
         mine = {(cell["benchmark"], cell["shots"]): cell for cell in group if cell["method"] == method}
@@ -175,6 +174,8 @@ def published(method, protocol, backbone, benchmarks, shots, cells, columns):
         same = (entry["method"], entry["protocol"], entry["backbone"]) == (method, protocol, backbone)
         if same and entry["benchmark"] == where and set(entry["shots"]) & set(shots):
             given = dict(zip(entry["columns"], entry["values"], strict=True))
+            if protocol not in COLUMNS and given.keys() != columns.keys():
+                del given["average"]  # it is over other data sets
             figures = {c: {"mean": given[c], "stderr": None} if c in given else {"said": ""} for c in columns}
             rows.append(Row(f"{method}, published", figures, source=known["sources"][entry["source"]]))
     return rows
