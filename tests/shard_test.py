@@ -10,7 +10,7 @@ import pytest
 from vlmx import method as methods
 from vlmx import shard
 from vlmx.errors import UserError
-from vlmx.train import train_steps
+from vlmx.fit import train_steps
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
 

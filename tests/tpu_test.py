@@ -28,9 +28,9 @@ def compile_for(name, sizes, S, needs, B=32):
 
     from vlmx import method as methods
     from vlmx import partition, shard
+    from vlmx.fit import train_steps
     from vlmx.models import zoo
     from vlmx.models.clip import Clip, param_shapes
-    from vlmx.train import train_steps
 
     mesh = shard.make_mesh(sizes, topologies.get_topology_desc(name, "tpu").devices)
     config = dataclasses.replace(zoo.MODELS["ViT-B/16"].config, dtype="bfloat16", param_dtype="bfloat16")

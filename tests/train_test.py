@@ -347,7 +347,7 @@ def test_a_step_that_is_not_finite_can_be_left_out_and_is_counted(tmp_path, brea
     ],
 )
 def test_a_wrong_value_is_refused_before_any_weight_is_loaded(tmp_path, monkeypatch, change, said):
-    monkeypatch.setattr(train.zoo, "load", None)
+    monkeypatch.setattr("vlmx.models.zoo.load", None)
     with pytest.raises(UserError, match=said):
         train.run(config(**change), tmp_path)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_cases import OWN
 
-from vlmx import features, logs, report, settings, train
+from vlmx import features, logs, report, settings, train, world
 from vlmx.data import annotations, embedded, fewshot, protocols, task
 from vlmx.errors import UserError
 
@@ -150,9 +150,9 @@ def test_the_report_shows_the_targets(run):
 def test_targets_are_read_as_the_configs_own_data_is():
     c = config("coop,root=somewhere")
     c.data.templates = ("a {}.",)
-    assert train.load_target(c, "textures", "").templates == embedded.TEMPLATES["textures"]
+    assert world.load_target(c, "textures", "").templates == embedded.TEMPLATES["textures"]
     with pytest.raises(UserError, match="dtd: somewhere/dtd/images is not there"):
-        train.load_target(c, "dtd", "")
+        world.load_target(c, "dtd", "")
 
 
 @pytest.mark.parametrize(

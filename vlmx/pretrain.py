@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from vlmx import checkpoint, logs, method, optim, partition, train
+from vlmx import checkpoint, fit, logs, method, optim, partition
 from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
 from vlmx.models import convert
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
@@ -52,7 +52,7 @@ def run(config, workdir):
     tx, schedule = optim.make(config.optimizer, total, total, v["train"])
     state = {**v, "opt": tx.init(v["train"])}
     state = jax.tree.map(lambda a: a[None], state) | {"step": jnp.zeros((), jnp.int32)}  # one seed
-    step = train.train_steps(contrastive, tx, total)
+    step = fit.train_steps(contrastive, tx, total)
     keys = jax.random.key(config.seed)[None]
 
     # ---------------------------------------------------------------- steps, from the last checkpoint on
