@@ -24,13 +24,16 @@ SHIFTS = {
 TOP = ("shots", "seeds", "protocols", "root", "model")
 
 
-def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHODS, protocols=USUAL, **data):
+def benchmark(
+    name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHODS, protocols=USUAL, published=None, **data
+):
     """The config of a benchmark.
 
     Args: name: of the data set (vlmx/data/task.py). arg: behind the colon, `method[,method...][,key=value...]`: methods
     of configs/recipes.py (default: `methods`), or several of them joined by "+" (vlmx/combine.py), hyper-parameters of
     these, or shots, seeds (a number n for 1..n), protocols, root, model; `smoke` makes everything small. model,
-    augment, methods, protocols: of this benchmark; data: further fields of config.data.
+    augment, methods, protocols: of this benchmark. published: {method: what its paper changes in its recipe for this
+    benchmark}. data: further fields of config.data.
     """
     named, settings, smoke = parse(arg)
     methods = named or methods
@@ -70,6 +73,8 @@ def benchmark(name, arg=None, *, model="ViT-B/16", augment="crop", methods=METHO
 
     known, named = recipes.RECIPES | recipes.PARTS, dict.fromkeys(one for m in methods for one in m.split("+"))
     config.recipe = ConfigDict({m: known[m]() for m in named if m in known})
+    for method in (published or {}).keys() & config.recipe.keys():
+        config.recipe[method].update(published[method])
     config.reference = "zero_shot"  # the method whose accuracy is printed before anything is trained
     config.eval_batch = 256
     config.steps_per_call = 50  # at most so many steps of one compiled call, where features are stored

@@ -9,7 +9,9 @@ from configs import common
 
 def get_config(arg=None):
     """`configs/imagenet.py[:method,...][,key=value,...]`, see configs/common.py."""
-    config = common.benchmark("imagenet", arg, methods=("zero_shot", "coop"))
-    if "coop" in config.recipe:
-        config.recipe.coop.epochs = 50  # at every number of shots
-    return config
+    published = {
+        "coop": {"epochs": 50},  # at every number of shots
+        "apex": {"epochs": 5},
+        "taskres": {"hyper": {"templates": "ensemble"}, "optimizer": {"lr": 2e-4}},
+    }
+    return common.benchmark("imagenet", arg, methods=("zero_shot", "coop"), published=published)

@@ -8,4 +8,4 @@ from configs import common
 
 def get_config(arg=None):
     """`configs/oxford_flowers.py[:method,...][,key=value,...]`, see configs/common.py."""
-    return common.benchmark("oxford_flowers", arg)
+    return common.benchmark("oxford_flowers", arg, published={"taskres": {"hyper": {"alpha": 1.0}}})

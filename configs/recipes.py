@@ -69,17 +69,17 @@ def maple():
 
 
 def promptsrc():
-    """PromptSRC, configs/trainers/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx.yaml. Its few-shot config has 50 epochs,
-    with gpa_mean and gpa_std 30."""
+    """PromptSRC, configs/trainers/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx.yaml, and its few_shot and cross_datasets."""
     counts = {"n_ctx_text": 4, "n_ctx_vision": 4, "depth_text": 9, "depth_vision": 9}
     weights = {"text_weight": 25.0, "image_weight": 10.0, "gpa_mean": 15.0, "gpa_std": 1.0, "teacher_templates": 60}
-    less = transfer(depth_text=3, depth_vision=3, gpa_mean=6.0, gpa_std=10.0)
-    return tuned({**counts, "ctx_init": "a photo of a", **weights}, dassl_sgd(0.0025), 4, 20, **less)
+    more = {"few_shot": {"epochs": 50, "gpa_mean": 30.0, "gpa_std": 30.0}}
+    more |= transfer(depth_text=3, depth_vision=3, gpa_mean=6.0, gpa_std=10.0)
+    return tuned({**counts, "ctx_init": "a photo of a", **weights}, dassl_sgd(0.0025), 4, 20, **more)
 
 
 def apex():
-    """APEX, configs/trainers/APEX/vit_b16_c2_ep15_batch16_2+2ctx.yaml; the first epoch at 0.01. Published with 20 seeds
-    and, on ImageNet, 5 epochs; for other data sets without augmentation (data.augment) and with fewer layers."""
+    """APEX, configs/trainers/APEX/vit_b16_c2_ep15_batch16_2+2ctx.yaml; the first epoch at 0.01. Published with 20 seeds;
+    for other data sets without augmentation (data.augment) and with fewer layers. configs/imagenet.py: 5 epochs."""
     counts = {"n_ctx_text": 2, "n_ctx_vision": 2, "depth_text": 1, "depth_vision": 12}
     hyper = {**counts, "ctx_init": "a photo of a", "beta": 4.0, "threshold": 0.05}
     schedule = {"name": "dassl", "warmup": 1, "kind": "linear", "first": 0.01}
@@ -96,8 +96,8 @@ def clip_adapter():
 
 
 def taskres():
-    """TaskRes, configs/trainers/TaskRes/adam_lr2e-3_B256_ep100.yaml and its ep200. Published with alpha 1 on Oxford
-    Flowers, and 2e-4 and the ensemble of templates on ImageNet."""
+    """TaskRes, configs/trainers/TaskRes/adam_lr2e-3_B256_ep100.yaml and its ep200. What differs on ImageNet and Oxford
+    Flowers is in their configs."""
     schedule = {"name": "dassl", "warmup": 1, "kind": "constant", "first": 1e-5}
     optimizer = {"name": "adam", "lr": 2e-3, "wd": 5e-4, "schedule": schedule}
     return tuned({"alpha": 0.5, "templates": "dataset"}, optimizer, 256, ((4, 100), (16, 200)))

@@ -43,7 +43,14 @@ def test_coop_has_its_published_settings():
     assert (recipe.batch, recipe.optimizer.lr, recipe.optimizer.wd, recipe.optimizer.momentum) == (32, 0.002, 5e-4, 0.9)
     assert settings.hyper(c, "coop", "few_shot")["n_ctx"] == 16
     assert settings.hyper(c, "coop", "base_to_new")["ctx_init"] == "a photo of a"
-    assert config("imagenet").recipe.coop.epochs == 50
+    c = config("imagenet", "coop,apex,taskres")
+    assert c.recipe.coop.epochs == 50 and c.recipe.apex.epochs == 5 and config("dtd", "apex").recipe.apex.epochs == 15
+    assert c.recipe.taskres.optimizer.lr == 2e-4 and c.recipe.taskres.optimizer.wd == 5e-4
+    assert c.recipe.taskres.hyper.templates == "ensemble" and c.recipe.taskres.hyper.alpha == 0.5
+    assert config("oxford_flowers", "taskres").recipe.taskres.hyper.alpha == 1.0
+    assert config("oxford_flowers", "taskres,alpha=0.7").recipe.taskres.hyper.alpha == 0.7
+    recipe = settings.recipe_of(config("dtd", "promptsrc"), "promptsrc", "few_shot")
+    assert (recipe.epochs, recipe.hyper.gpa_mean, recipe.hyper.gpa_std) == (50, 30.0, 30.0)
     asked = config("dtd", "coop,n_ctx=4")
     assert settings.hyper(asked, "coop", "base_to_new") == settings.hyper(asked, "coop", "few_shot")
     assert c.data.augment == "crop" and tuple(c.data.crop_scale) == (0.08, 1.0) and c.seeds == (1, 2, 3)
