@@ -78,8 +78,8 @@ def promptsrc():
 
 
 def apex():
-    """APEX, configs/trainers/APEX/vit_b16_c2_ep15_batch16_2+2ctx.yaml; the first epoch at 0.01. Published with 20 seeds;
-    for other data sets with fewer layers and without augmentation (data.augment); on ImageNet with 5 epochs."""
+    """APEX, configs/trainers/APEX/vit_b16_c2_ep15_batch16_2+2ctx.yaml; the first epoch at 0.01. Published with 20
+    seeds; for other data sets with fewer layers and without augmentation (data.augment); on ImageNet with 5 epochs."""
     counts = {"n_ctx_text": 2, "n_ctx_vision": 2, "depth_text": 1, "depth_vision": 12}
     hyper = {**counts, "ctx_init": "a photo of a", "beta": 4.0, "threshold": 0.05}
     schedule = {"name": "dassl", "warmup": 1, "kind": "linear", "first": 0.01}
