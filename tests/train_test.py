@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
-from vlmx import checkpoint, settings, train
+from vlmx import checkpoint, fit, settings, train
 from vlmx.data import fewshot, pipeline
 from vlmx.errors import UserError
 from vlmx.methods import coop
@@ -212,6 +213,38 @@ def test_nothing_is_compiled_again_between_epochs_splits_and_seeds(tmp_path):
     assert compilations(c, tmp_path / "many")[0] == few[0] == 1
     assert few[1] == 2  # zero-shot before training, and the method itself; the last batch is padded to the same shape
     assert few[2] <= 3  # a batch size for each split that is smaller than eval_batch
+
+
+def test_images_on_the_device_train_as_images_read_again_and_again(tmp_path, monkeypatch):
+    c = config("vpt,seeds=2,n_ctx=2")
+    c.recipe.vpt.update(epochs=1, batch=8)
+    stays = train.run(c, tmp_path / "stays")
+    monkeypatch.setattr(fit, "ON_DEVICE", 0)
+    streamed = train.run(c, tmp_path / "streamed")
+    a, b = (tuned(tmp_path / name) for name in ("stays", "streamed"))
+    assert a.keys() == b.keys() and len(a) == 2
+    a, b = (safetensors.numpy.load(next(iter(files.values())))["train/vision"] for files in (a, b))
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert stays["runs"][0]["images"] == streamed["runs"][0]["images"] == "pixels"
+
+
+def test_alpha_its_distances_and_the_difficulty_are_in_results_and_report(tmp_path):
+    c = config("coop+ensemble,seeds=1,n_ctx=2")
+    c.protocols, c.recipe.ensemble.hyper.beta = ("base_to_new",), 2.0
+    results = train.run(c, tmp_path)
+    assert results["reference"]["difficulty"] == pytest.approx(10 / results["reference"]["accuracy"])
+    (run,) = results["runs"]
+    assert run["settings"] == {
+        "coop": dict(c.recipe.coop.hyper, ctx_init=""),
+        "ensemble": dict(c.recipe.ensemble.hyper),
+    }
+    base, new = run["adaptation"]["base"], run["adaptation"]["new"]
+    assert base["alpha"] == [1] * 5 and base["diff_nn"] == pytest.approx([0] * 5, abs=1e-6)
+    assert new["alpha"] == pytest.approx(np.exp(-2 * np.array(new["diff_avg"])), rel=1e-5)  # all beyond the threshold
+    assert new["classes"] == results["dataset"]["classnames"][5:]
+    assert new["difficulty"] == pytest.approx(20 / new["reference"])
+    page = (tmp_path / "report.html").read_text()
+    assert "How far the tuning is trusted" in page and "relative transfer difficulty" in page
 
 
 def test_images_augmented_in_each_epoch_train_too(tmp_path):

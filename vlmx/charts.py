@@ -162,7 +162,7 @@ def alpha(parts, against, salt):
                 accuracy = np.array(a["per_class"], np.float64)
                 x = 100 / len(values) / np.where(accuracy > 0, accuracy, np.nan)
                 whole = np.nan if a["difficulty"] is None else a["difficulty"]
-            axes.scatter(x, values, s=12, alpha=0.6, linewidths=0, **style)
+            axes.scatter(x, values, s=22, alpha=0.6, linewidths=0, **style)
             axes.scatter([whole], [values.mean()], s=60, marker="D", label=PARTS.get(part, part), **style)
         axes.set_ylim(-0.03, 1.06)
         axes.legend(fontsize=8, frameon=False)

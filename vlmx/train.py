@@ -183,9 +183,8 @@ def cell(world, name, protocol, method, problem):
     began = time.monotonic()
     recipe, learnt = settings.recipe_of(config, name, protocol), words(world, problem.labels)
     consts = method.setup(world.model, learnt)
-    hyper, rules = settings.hyper(config, name, protocol), shard.rules_of(config.shardings, name) + shard.METHOD
-    meta = {"method": name, "hyper": hyper, "backbone": world.digest, "protocol": protocol, "shots": config.shots}
-    meta |= {"classes": list(learnt.classnames)}
+    rules = shard.rules_of(config.shardings, name) + shard.METHOD
+    meta = identity(world, name, protocol, protocol, learnt)
     training = settings.trained_as(config, name, protocol)
 
     # ---- the seeds whose training sets have one size run in one program
@@ -195,11 +194,7 @@ def cell(world, name, protocol, method, problem):
     fitted = {}
     for group in groups.values() if not method.untrained else ():
         steps = "steps" if len(groups) == 1 else "steps-" + "_".join(str(config.seeds[s]) for s in group)
-        steps = workdir / f"{name.replace('.', '_')}-{training}" / steps
-        of = meta | {"protocol": training}
-        v = fit(world, f"{name}-{training}", method, recipe, consts, problem, group, of, steps)
-        if method.finalize:
-            v = search(world, method, v, consts, problem, group)
+        v = learn(world, name, protocol, method, consts, problem, group, steps)
         fitted |= {s: jax.tree.map(lambda a, i=i: a[i], v) for i, s in enumerate(group)}
     seeds = [config.seeds[s] for s in sorted(fitted)] or [None]
     v = stack([fitted[s] for s in sorted(fitted)]) if fitted else {"train": {}, "fixed": {}}
@@ -209,6 +204,8 @@ def cell(world, name, protocol, method, problem):
     # ---- every part of the test
     outcomes, notes, mistakes = [{"seed": s, "metrics": {}, "per_class": {}, "confusion": {}} for s in seeds], [], []
     adaptation = {}
+    if method.finalize and not all(len(rows) for rows in problem.val):
+        notes.append("without validation images the settings that are searched on them stay as they are in the config")
     for part_name, part in problem.parts.items():
         classes = words(world, part.labels, part.of)
         tested, facts = method, consts
@@ -224,7 +221,7 @@ def cell(world, name, protocol, method, problem):
         if method.describe:
             said_of = method.describe(jax.tree.map(lambda a: a[0], v), facts)  # the same for all seeds
             adaptation[part_name] = {k: np.asarray(a).tolist() for k, a in said_of.items()}
-            adaptation[part_name] |= {"classes": classes.classnames} | difficulty(world, part, classes, truth)
+            adaptation[part_name] |= {"classes": list(classes.classnames)} | difficulty(world, part, classes, truth)
         for s, outcome in enumerate(outcomes):
             numbers, per_class, matrix = evaluate.scores(said[s], truth, classes.classnames, weight)
             prefix = part_name == "all"
@@ -262,7 +259,7 @@ def cell(world, name, protocol, method, problem):
         "trained_params": trained,
         "trained_percent": 100 * trained / total,
         "seconds": round(time.monotonic() - began, 1),
-        "settings": hyper,
+        "settings": meta["hyper"],
         "notes": notes,
         "seeds": outcomes,
         "summary": summary,
@@ -276,6 +273,30 @@ def cell(world, name, protocol, method, problem):
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
     say(f"{name}, {protocol}: {shown} ({trained:,} trained parameters; {result['seconds']} s)")
     return result, mistakes
+
+
+def identity(world, name, protocol, training, classes):
+    """What a checkpoint says of itself, and what one that is gone on from has to say."""
+    hyper = settings.hyper(world.config, name, protocol)
+    of = {"method": name, "hyper": hyper, "backbone": world.digest, "protocol": training, "shots": world.config.shots}
+    return of | {"classes": list(classes.classnames)}
+
+
+def learn(world, name, protocol, method, consts, problem, group, steps):
+    """The trees `[S, ...]` of the seeds of `group`, trained and searched; the method's prior, where it has one, first.
+    steps: the folder of their checkpoints, by name; a training that is there is read back."""
+    config, classes, prior = world.config, words(world, problem.labels), None
+    if method.prior:
+        earlier = settings.make(config, method.prior, protocol)
+        facts, one = earlier.setup(world.model, classes), {"features": np.ones((1, world.model.config.embed_dim), "f4")}
+        v = learn(world, method.prior, protocol, earlier, facts, problem, group, steps)
+        text = lambda v, model, facts: earlier.apply(v, model, facts, one, None, False)["text_features"]
+        prior = {"text_features": np.asarray(jax.jit(jax.vmap(text, in_axes=(0, None, None)))(v, world.model, facts))}
+    training = settings.trained_as(config, name, protocol)
+    run, of = f"{name}-{training}", identity(world, name, protocol, training, classes)
+    folder = world.workdir / run.replace(".", "_") / steps
+    v = fit(world, run, method, settings.recipe_of(config, name, protocol), consts, problem, group, of, folder, prior)
+    return search(world, method, v, consts, problem, group) if method.finalize else v
 
 
 def difficulty(world, part, classes, truth):
