@@ -1,5 +1,6 @@
 """Golden cases of VL-T5 and VL-BART: their weights, which go by the reference's names, as our backbone and variant."""
 
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -84,38 +85,41 @@ RULES = [
             m["leaf"] == "weight",
         ),
     ),
+    (
+        HYPER + r"((?P<place>\w+_\w+)_)?(?P<half>pre|post)_layernorm_hypernet\.(?P<made>\w+)_generator\.(?P<leaf>\w+)",
+        lambda m: (
+            f"{m['tower']}/{PLACE[m['place']]}{m['half']}_{norm_leaf(m['made'])}/{LEAF[m['leaf']]}",
+            m["leaf"] == "weight",
+        ),
+    ),
 ]
 SEEN = {"feat_embedding": "feature", "absolute_vis_pos_embedding": "box"}
+
+
+def place(name):
+    """The Place of a tensor that is no part of the language model itself."""
+    if m := re.fullmatch(VISUAL + r"(\w+)\.(?:(\d)\.)?(\w+)", name):
+        part, number, leaf = m.groups()
+        if part == "img_order_embedding":
+            return Place("backbone", "visual/image_order")
+        if number == "0":
+            return Place("backbone", f"visual/{SEEN[part]}/{LEAF[leaf]}", turned=leaf == "weight")
+        return Place("backbone", f"visual/{f'ln_{SEEN[part]}' if number else 'ln'}/{norm_leaf(leaf)}")
+    for regex, path in RULES:
+        if m := re.fullmatch(regex, name):
+            groups = m.groupdict()
+            layer, (where, turned) = groups.get("l") or groups.get("b"), path(groups)
+            return Place("tree", where, layer and int(layer), groups.get("task"), turned)
+    raise AssertionError(f"no place for the case's tensor {name}")
 
 
 def places(config, tensors):
     """Name of the reference -> Place, for every tensor of a case's model."""
     source = {}
-    for path, rule in convert_seq._table(config, tensors).items():
+    for path, rule in convert_seq.sources(config, tensors).items():
         for layer, key in enumerate(rule.keys):
             source[key] = Place("backbone", path, layer if rule.stacked else None, None, rule.axes == (1, 0))
-    found = {name: source[name] for name in tensors if name in source}
-    for name in tensors.keys() - found.keys():
-        if m := re.fullmatch(VISUAL + r"(\w+)\.(?:(\d)\.)?(\w+)", name):
-            part, number, leaf = m.groups()
-            if part == "img_order_embedding":
-                found[name] = Place("backbone", "visual/image_order")
-            elif number == "0":
-                found[name] = Place("backbone", f"visual/{SEEN[part]}/{LEAF[leaf]}", turned=leaf == "weight")
-            else:
-                ours = f"ln_{SEEN[part]}" if number else "ln"
-                found[name] = Place("backbone", f"visual/{ours}/{norm_leaf(leaf)}")
-            continue
-        for regex, path in RULES:
-            if m := re.fullmatch(regex, name):
-                groups = m.groupdict()
-                layer = groups.get("l") or groups.get("b")
-                where, turned = path(groups)
-                found[name] = Place("tree", where, layer and int(layer), groups.get("task"), turned)
-                break
-        else:
-            raise AssertionError(f"no place for the case's tensor {name}")
-    return found
+    return {name: source.get(name) or place(name) for name in tensors}
 
 
 def hyper(case):
@@ -133,6 +137,8 @@ def hyper(case):
         return "prompt", {"tasks": tasks, "hidden": e["mid_dim"], **lengths}
     norms = [n for n, key in (("pre", "before"), ("post", "after")) if c[f"add_layer_norm_{key}_adapter"]]
     h = {"reduction": c["reduction_factor"], "norms": tuple(norms)}
+    if case["backbone"] == "t5":  # the reference means to train T5's norms too, but does not
+        h["trains"] = (variant.VISUAL,)
     if "task_embedding_dim" in c:
         h |= {"embed": c["task_embedding_dim"], "middle": c["task_hidden_dim"], "q": c["projected_task_embedding_dim"]}
         return "hyperformer", h | {"one_net": c["efficient_unique_hyper_net"]}
@@ -149,7 +155,7 @@ def hyper(case):
 
 
 class Case(NamedTuple):
-    """A golden case, read. `one(task)` is what `variant.pick` gives: the tree of one task without the backbone."""
+    """A golden case, read."""
 
     case: dict
     tensors: dict
@@ -159,6 +165,10 @@ class Case(NamedTuple):
     hyper: dict
     variant: variant.Variant
     v: Any
+
+    def one(self, task):
+        """What a task trains."""
+        return variant.pick(self.v["train"], self.case["tasks"].index(task))
 
     def take(self, train, name):
         """What the reference calls `name` in a tree like v["train"], or like what `variant.pick` gives of it."""
@@ -178,16 +188,23 @@ class Case(NamedTuple):
         return value.T if p.turned else value
 
     def batch(self, task):
-        """Inputs of a task, padded so that all tasks of single images have one shape; the answers' length, unpadded."""
+        """Inputs of a task, padded so that all tasks have one shape, with pairs of images; the answers' length.
+
+        Padding is itself under test: it must change nothing.
+        """
         t = {k: jnp.asarray(self.tensors[f"in.{task}.{k}"]) for k in ("input_ids", "target_ids", "vis_feats", "boxes")}
         score = self.tensors.get(f"in.{task}.scores")
         labels = pad(t["target_ids"], 5, -100)
+        pair = t["vis_feats"].ndim == 4
+        for k in ("vis_feats", "boxes") if not pair else ():
+            t[k] = jnp.stack([t[k], jnp.full_like(t[k], 3.0)], axis=1)
         return {
             "ids": pad(t["input_ids"], 7, self.model.config.pad),
             "labels": labels,
             "weight": multitask.token_weights(labels, score, by_token=task == "caption"),
             "features": t["vis_feats"],
             "boxes": t["boxes"],
+            "real": jnp.tile(jnp.array([True, pair]), (len(labels), 1)),
         }, t["target_ids"].shape[1]
 
 
@@ -203,8 +220,14 @@ def close(got, want, atol, rtol, what):
     np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, err_msg=what)
 
 
-def read(folder, **changes):
-    """The Case in a folder; changes: of the variant's hyper-parameters."""
+@functools.cache
+def like(config):
+    """The shapes of a config's parameters, by path."""
+    return flatten_dict(param_shapes(config), sep="/")
+
+
+def read(folder):
+    """The Case in a folder."""
     case, tensors = load(folder)
     weights = load_file(folder / "model.safetensors")
     c = convert_seq.config_of(case["config"])
@@ -214,10 +237,8 @@ def read(folder, **changes):
     where = places(c, weights)
 
     name, settings = hyper(case)
-    settings |= changes
     chosen = variant.make(name, **settings)
-    like = flatten_dict(param_shapes(c), sep="/")
-    params = {path: np.full(leaf.shape, np.nan, np.float32) for path, leaf in like.items()}
+    params = {path: np.full(leaf.shape, np.nan, np.float32) for path, leaf in like(c).items()}
     for key, p in where.items():
         if p.part == "backbone":
             params[p.path][p.index(None)] = weights[key].T if p.turned else weights[key]

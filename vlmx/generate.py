@@ -20,20 +20,20 @@ from vlmx.variant import Insert
 NEVER = -jnp.inf
 
 
-def generate(model, ids, vis=None, how=None, into=None, key=None):
+def generate(model, ids, vis=None, how=None, into=None, key=None, real=None):
     """Token ids `(B, how.max_length)` and, for beams, the texts' scores `(B,)` (else None).
 
-    Args: ids `(B, T)`, vis `(B, N, D)`: as VLSeq.encode takes them. how: a vlseq.Generation; None: the checkpoint's
-    own. into: the Insert of a variant (`variant.dressed` gives it with the model). key: for sampling.
+    Args: ids `(B, T)`, vis `(B, N, D)`, real: as VLSeq.encode takes them. how: a vlseq.Generation; None: the
+    checkpoint's own. into: the Insert of a variant (`variant.dressed` gives it with the model). key: for sampling.
     """
     into = into or Insert()
-    return _generate(model, into[1:], ids, vis, key, into.tap, how or model.config.generation)
+    return _generate(model, into[1:], ids, vis, real, key, into.tap, how or model.config.generation)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _generate(model, arrays, ids, vis, key, tap, how):
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _generate(model, arrays, ids, vis, real, key, tap, how):
     into = Insert(tap, *arrays)
-    memory, seen = model.encode(ids, vis, into.prompt, tap, into.theta.get("encoder"))
+    memory, seen = model.encode(ids, vis, into.prompt, tap, into.theta.get("encoder"), real=real)
     B, theta = len(ids), into.theta.get("decoder")
     begin = jnp.full(B, model.config.begin)
     if into.decoder_prompt is None:
@@ -57,11 +57,11 @@ def _generate(model, arrays, ids, vis, key, tap, how):
     return search(model.config, how, begin, logits, cache, go_on, key)
 
 
-def which(model, ids, vis, words, given=(), into=None):
+def which(model, ids, vis, words, given=(), into=None, real=None):
     """Which of the token ids `words` is the likeliest `(B,)`, behind the start token and the tokens `given`; the first
     of equal ones. One decoder call; for tasks of two answers."""
     into = into or Insert()
-    memory, seen = model.encode(ids, vis, into.prompt, into.tap, into.theta.get("encoder"))
+    memory, seen = model.encode(ids, vis, into.prompt, into.tap, into.theta.get("encoder"), real=real)
     tokens = jnp.tile(jnp.array([model.config.begin, *given]), (len(ids), 1))
     cache = None if into.decoder_prompt is None else model.prefill(into.decoder_prompt, len(ids))
     logits = model.decode(tokens, memory, seen, into.tap, into.theta.get("decoder"), None, cache)
@@ -70,7 +70,7 @@ def which(model, ids, vis, words, given=(), into=None):
 
 def barred(c, how, logits, texts, n):
     """Logits `(R, V)` with those at minus infinity that may not follow texts `(R, S)` of length n."""
-    size = how.no_repeat_ngram
+    size, whole = how.no_repeat_ngram, jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     if size:
         S = texts.shape[1]
         last = jax.vmap(lambda row: jax.lax.dynamic_slice(row, (n - size + 1,), (size - 1,)))(texts)
@@ -79,9 +79,7 @@ def barred(c, how, logits, texts, n):
             repeats = (texts[:, i : i + size - 1] == last).all(-1) & (i + size <= n)
             logits = logits.at[rows, texts[:, i + size - 1]].min(jnp.where(repeats, NEVER, jnp.inf))
     if how.force_end:
-        # as likely as all tokens together: a log-probability of 0
-        whole = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        only = jnp.where(jnp.arange(logits.shape[-1]) == c.end, whole, NEVER)
+        only = jnp.where(jnp.arange(logits.shape[-1]) == c.end, whole, NEVER)  # a log-probability of 0
         logits = jnp.where(n == how.max_length - 1, only, logits)
     return logits
 

@@ -7,6 +7,7 @@ task at hand trains (`variant.pick`) and writes it back, whatever the task, in o
 Shape letters: B examples, T target tokens.
 """
 
+import random
 import re
 
 import jax
@@ -18,6 +19,21 @@ from vlmx.variant import dressed, forward, pick, put
 
 # In the published code a name with "bias" in it, and the norm of Hyperformer's network, are not decayed.
 NO_DECAY = re.compile(r".*(bias|task_norm/scale).*")
+
+
+# -------------------------------------------------------------------- mixing
+def task_order(batches, epoch, temperature=1.0):
+    """The task of each step of an epoch, a list of names: every batch of every task once, shuffled (the reference's
+    order, for the same epoch).
+
+    Args: batches: name -> number of batches, in the order of the tasks. temperature: tasks in proportion to
+    batches ** (1 / temperature), as many steps in all; towards infinity all alike.
+    """
+    total, powers = sum(batches.values()), {k: n ** (1 / temperature) for k, n in batches.items()}
+    share = total / sum(powers.values())
+    names = [name for name, power in powers.items() for _ in range(max(round(share * power), 1))]
+    random.Random(epoch).shuffle(names)
+    return names[::-1]
 
 
 # -------------------------------------------------------------------- losses
@@ -91,7 +107,8 @@ def make_step(variant, schedule, **settings):
     """The step `(state, model, batch, key) -> (state, metrics)`, pure; settings are those of `update`.
 
     state: {"train", "fixed" (variant.start), "opt" (moments), "step"}. batch: "task", a scalar; "ids" `(B, L)`;
-    "labels" `(B, T)` and their "weight" `(B, T)`; "features" and "boxes", as VLSeq.visual takes them, where there are.
+    "labels" `(B, T)` and their "weight" `(B, T)`; where there are, "features" and "boxes" as VLSeq.visual takes them,
+    and "real" as VLSeq.encode does. Batches of one shape share a program, whatever their task.
     """
 
     def step(state, model, batch, key):
@@ -101,7 +118,7 @@ def make_step(variant, schedule, **settings):
         def objective(one):
             worn, into = dressed(variant, model, one, state["fixed"], k_own)
             vis = worn.visual(batch["features"], batch.get("boxes")) if "features" in batch else None
-            logits = forward(worn, into, batch["ids"], vis, batch["labels"], k_model)
+            logits = forward(worn, into, batch["ids"], vis, batch["labels"], k_model, batch.get("real"))
             return (token_losses(logits, batch["labels"]) * batch["weight"]).sum()
 
         loss, grads = jax.value_and_grad(objective)(one)

@@ -117,9 +117,14 @@ def sites(model, cross=True):
     return {"encoder": Site(c.layers[0], c.width, ("attn", "mlp")), "decoder": Site(c.layers[1], c.width, decoder)}
 
 
+def family(model):
+    """ "t5" or "bart": whose way of starting what is added; CLIP takes BART's, near which adapters change nothing."""
+    return getattr(model.config, "family", "bart")
+
+
 def starts(model):
     """How what is added to this model starts: `(kernel(fan_in), bias(fan_in), table)`."""
-    return added_start(getattr(model.config, "family", "t5"))
+    return added_start(family(model))
 
 
 # -------------------------------------------------------------------- what several tasks train
@@ -166,10 +171,11 @@ def dressed(variant, model, one, fixed, rng=None):
     return model, variant.insert(partition.merge(one["own"], one["shared"]), model, rng)
 
 
-def forward(model, into, ids, vis, labels, rng=None):
-    """Logits `(B, T, V)` of labels `(B, T)`, of a dressed model; vis: visual tokens or None; rng: of dropout."""
+def forward(model, into, ids, vis, labels, rng=None, real=None):
+    """Logits `(B, T, V)` of labels `(B, T)`, of a dressed model; ids, vis, real: as VLSeq.encode takes them; rng: of
+    dropout."""
     keys = (None, None) if rng is None else jax.random.split(rng)
-    memory, seen = model.encode(ids, vis, into.prompt, into.tap, into.theta.get("encoder"), keys[0])
+    memory, seen = model.encode(ids, vis, into.prompt, into.tap, into.theta.get("encoder"), keys[0], real)
     cache = None if into.decoder_prompt is None else model.prefill(into.decoder_prompt, len(ids))
     return model.decode(model.shift(labels), memory, seen, into.tap, into.theta.get("decoder"), keys[1], cache)
 

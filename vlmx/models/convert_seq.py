@@ -52,7 +52,7 @@ def read(path, *, visual=None, added=0, seed=0, dtype="float32", param_dtype="fl
     if "lm_head.weight" not in tensors:
         config = dataclasses.replace(config, tied=True)
 
-    table, shapes = _table(config, tensors), flatten_dict(param_shapes(config), sep="/")
+    table, shapes = sources(config, tensors), flatten_dict(param_shapes(config), sep="/")
     absent = [name for name in shapes if name not in table and name.startswith(FRESH)]
     files.check(path, tensors, table, {name: shapes[name] for name in table}, IGNORED)
     leaves = {name: files.place(table[name], tensors, shapes[name], name, place) for name in table}
@@ -154,8 +154,11 @@ def _generation(raw):
     )
 
 
-def _table(c, tensors):
-    """Leaf -> From. BART's names may lack the leading "model."; the word embedding goes by one of several."""
+def sources(c, tensors):
+    """Our leaves -> files.From, for the names that a file has.
+
+    BART's names may lack the leading "model."; the word embedding goes by one of several.
+    """
     prefix = "model." if any(key.startswith("model.") for key in tensors) else ""
     words = next((prefix + n for n in EMBEDDINGS if prefix + n in tensors), None)
     if words is None:
@@ -221,7 +224,7 @@ def save_hf(directory, config, params, dtype="float32"):
     directory, c = Path(directory), config
     directory.mkdir(parents=True, exist_ok=True)
     names = {"shared.weight", "model.shared.weight", "lm_head.weight", "final_logits_bias"}
-    table = _table(c, dict.fromkeys(names if c.family == "bart" else names - {"model.shared.weight"}))
+    table = sources(c, dict.fromkeys(names if c.family == "bart" else names - {"model.shared.weight"}))
     flat, tensors = flatten_dict(params, sep="/"), {}
     for name, rule in table.items():
         leaf = np.asarray(flat[name]).astype(dtype)

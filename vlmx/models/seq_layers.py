@@ -266,10 +266,19 @@ def pool(x, rows):
     """Adaptive max pooling of a square grid `(B, n*n, F)`, row-major, to `(B, rows, F)`: cell i of m covers the rows
     floor(i n / m) to ceil((i + 1) n / m) - 1, so that cells overlap."""
     n, m = (round(r**0.5) for r in (x.shape[1], rows))
+    x = x.reshape(len(x), n, n, -1)
+    return _pool(_pool(x, m, 1), m, 2).reshape(len(x), rows, -1)
+
+
+def frames(x, rows):
+    """Features of a video's frames `(n, F)` as `(rows, F)`: zero rows behind fewer, adaptive max pooling of more."""
+    n = len(x)
+    return jnp.pad(jnp.asarray(x), ((0, rows - n), (0, 0))) if n <= rows else _pool(jnp.asarray(x), rows, 0)
+
+
+def _pool(x, m, axis):
+    n = x.shape[axis]
     if n == m:
         return x
-    x = x.reshape(len(x), n, n, -1)
-    for axis in (1, 2):
-        cells = [jax.lax.slice_in_dim(x, i * n // m, -(-(i + 1) * n // m), axis=axis) for i in range(m)]
-        x = jnp.stack([cell.max(axis=axis) for cell in cells], axis=axis)
-    return x.reshape(len(x), rows, -1)
+    cells = [jax.lax.slice_in_dim(x, i * n // m, -(-(i + 1) * n // m), axis=axis) for i in range(m)]
+    return jnp.stack([cell.max(axis=axis) for cell in cells], axis=axis)

@@ -141,14 +141,19 @@ class VLSeq:
         params = {"params": self.params["visual"]}
         return VisualEmbedding(c).apply(params, features, boxes.reshape(B, images * N, 4), image, order)
 
-    def encode(self, ids, vis=None, prompt=None, tap=no_tap, theta=None, rng=None):
+    def encode(self, ids, vis=None, prompt=None, tap=no_tap, theta=None, rng=None, real=None):
         """States `(B, M, D)` of `[prompt, text, visual tokens]` and which of them are real, `(B, M)` bool.
 
-        Args: ids `(B, T)`, padded. vis `(B, N, D)`, from `visual`. prompt `(P, D)`, the same for all examples.
+        Args: ids `(B, T)`, padded. vis `(B, N, D)`, from `visual`; real `(B, images)` bool: which images there are, so
+        that one image and two can share a shape; None: all. prompt `(P, D)`, the same for all examples.
         """
-        c = self.config
-        seen = [jnp.ones((len(ids), part.shape[-2]), bool) for part in (prompt, vis) if part is not None]
-        seen.insert(int(prompt is not None), ids != c.pad)
+        c, B = self.config, len(ids)
+        seen = [ids != c.pad]
+        if prompt is not None:
+            seen.insert(0, jnp.ones((B, len(prompt)), bool))
+        if vis is not None:
+            real = jnp.ones((B, 1), bool) if real is None else real
+            seen.append(jnp.repeat(real, vis.shape[1] // real.shape[1], axis=1))
         seen = jnp.concatenate(seen, axis=1)
         stack, params = Stack(c, False, tap), {"params": self.params["encoder"]}
         states, _ = stack.apply(params, self.tokens(ids), theta, seen, prompt, vis, rngs=_rngs(rng))

@@ -1,4 +1,4 @@
-"""Names of CLIP models: their sizes, where their weights come from, and how to load one."""
+"""Names of models: their sizes, where their weights come from, and how to load one."""
 
 import dataclasses
 import hashlib
@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from vlmx.data import tokenizer
+from vlmx.data import seq_tokenizer, tokenizer
 from vlmx.errors import UserError, unknown
-from vlmx.models import convert, files
+from vlmx.models import convert, convert_seq, files
 from vlmx.models.clip import Clip, ClipConfig, ResNet, Text, ViT
+from vlmx.models.vlseq import SeqConfig, VLSeq
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -20,14 +21,14 @@ class Entry(NamedTuple):
     """A model of the table: its repository on the Hugging Face hub and its sizes."""
 
     hub: str
-    config: ClipConfig
+    config: ClipConfig | SeqConfig
 
 
 class Loaded(NamedTuple):
     """A model ready for use; `digest` is the SHA-256 of its weight files."""
 
-    model: Clip
-    tokenizer: tokenizer.Tokenizer
+    model: Clip | VLSeq
+    tokenizer: tokenizer.Tokenizer | seq_tokenizer.Words
     digest: str
     name: str
 
@@ -57,8 +58,41 @@ MODELS = {
     "RN50x16": Entry("timm/resnet50x16_clip.openai", _resnet(768, 96, (6, 8, 18, 8), 384, 768)),
     "RN50x64": Entry("timm/resnet50x64_clip.openai", _resnet(1024, 128, (3, 15, 36, 10), 448, 1024)),
 }
+
+
+def _t5(width, layers, mlp, heads=None, **more):
+    heads = heads or width // 64
+    config = {"act": "relu", "scale_logits": True, "eps": 1e-6, "vocab": 32128, "pad": 0, "end": 1, "begin": 0} | more
+    return SeqConfig(family="t5", width=width, heads=heads, head_dim=64, mlp=mlp, layers=(layers, layers), **config)
+
+
+def _flan(width, layers, mlp, heads=None):
+    return _t5(width, layers, mlp, heads, act="gelu_tanh", gated=True, tied=False, scale_logits=False)
+
+
+def _bart(width, layers):
+    config = {"act": "gelu", "eps": 1e-5, "vocab": 50265, "positions": 1024, "pad": 1, "end": 2, "begin": 2}
+    sizes = {"width": width, "heads": width // 64, "head_dim": 64, "mlp": 4 * width, "layers": (layers, layers)}
+    return SeqConfig(family="bart", **sizes, **config)
+
+
+# Sizes: Raffel et al. 2020 (arXiv 1910.10683), section 3.7; Chung et al. 2022 (arXiv 2210.11416); Lewis et al. 2020
+# (arXiv 1910.13461), sections 4 and 5.
+SEQ_MODELS = {
+    "t5-small": Entry("google-t5/t5-small", _t5(512, 6, 2048)),
+    "t5-base": Entry("google-t5/t5-base", _t5(768, 12, 3072)),
+    "t5-large": Entry("google-t5/t5-large", _t5(1024, 24, 4096)),
+    "flan-t5-small": Entry("google/flan-t5-small", _flan(512, 8, 1024, heads=6)),
+    "flan-t5-base": Entry("google/flan-t5-base", _flan(768, 12, 2048)),
+    "flan-t5-large": Entry("google/flan-t5-large", _flan(1024, 24, 2816)),
+    "bart-base": Entry("facebook/bart-base", _bart(768, 6)),
+    "bart-large": Entry("facebook/bart-large", _bart(1024, 12)),
+}
+# Rows behind the word embedding, the last of which stand for the order of visual tokens: the reference's numbers.
+ADDED = {"t5": 72, "bart": 200}
 PACKAGED = ("tiny_clip",)  # weights that come with vlmx, in vlmx/assets
-SMALL_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", *convert.TOKENIZER_FILES)
+SMALL_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "generation_config.json")
+SMALL_FILES += convert.TOKENIZER_FILES
 
 
 def load(name, *, image_size=None, dtype="float32", param_dtype="float32", place=None, context=None):
@@ -78,18 +112,37 @@ def load(name, *, image_size=None, dtype="float32", param_dtype="float32", place
     return Loaded(Clip(params, config), words, digest(found), name)
 
 
+def load_seq(name, *, visual=None, added=None, seed=0, dtype="float32", param_dtype="float32", place=None):
+    """Loads a T5 or BART: `Loaded(model, tokenizer, digest, name)`.
+
+    `name` is a key of SEQ_MODELS, a repository "owner/name", or a local directory. The other arguments are those of
+    `convert_seq.read`; added: None takes the reference's number where there is a visual embedding. Raises as `load`.
+    """
+    path = locate(name)
+    found, folder = files.weight_files(path)
+    if added is None:
+        family = convert_seq.config_of(files.read_json(folder / "config.json"), folder / "config.json").family
+        added = ADDED[family] if visual else 0
+    options = {"visual": visual, "added": added, "seed": seed, "dtype": dtype, "param_dtype": param_dtype}
+    config, params = convert_seq.read(path, **options, place=place)
+    words = seq_tokenizer.load(folder, config.vocab, config.pad)
+    return Loaded(VLSeq(params, config), words, digest(found), name)
+
+
 def locate(name):
     """The directory or file that `name` stands for (see `load`); downloads it where it is on the hub and not cached."""
     if name in PACKAGED:
         return Path(str(importlib.resources.files("vlmx"))) / "assets" / name
-    if name in MODELS:
-        return fetch(MODELS[name].hub)
+    if name in MODELS | SEQ_MODELS:
+        return fetch((MODELS | SEQ_MODELS)[name].hub)
     if Path(name).expanduser().exists():
         return Path(name).expanduser()
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return fetch(name)
     raise unknown(
-        "model", name, [*PACKAGED, *MODELS, "owner/name (on the Hugging Face hub)", "a directory or weight file"]
+        "model",
+        name,
+        [*PACKAGED, *MODELS, *SEQ_MODELS, "owner/name (on the Hugging Face hub)", "a directory or weight file"],
     )
 
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from vlmx.modules.adapters import tap
 from vlmx.modules.hyperformer import HyperNetwork
-from vlmx.variant import NORMS, VISUAL, Insert, Variant, sites, starts
+from vlmx.variant import NORMS, VISUAL, Insert, Variant, family, sites, starts
 
 
 def make(reduction=8, embed=512, middle=128, q=8, one_net=False, norms=(), trains=(NORMS, VISUAL)):
@@ -21,7 +21,7 @@ def make(reduction=8, embed=512, middle=128, q=8, one_net=False, norms=(), train
 
     def towers(model):
         kernel, bias, table = starts(model)
-        if model.config.family == "t5":  # BART's initialiser runs over the network too
+        if family(model) == "t5":  # BART's initialiser runs over the network too
             kernel, bias = lambda fan_in: nn.initializers.normal(0.01), lambda fan_in: nn.initializers.zeros
         return {
             name: HyperNetwork(site, site.width // reduction, (kernel, bias, table), middle, q, one_net, tuple(norms))
