@@ -4,6 +4,8 @@ L layers, D width (both inputs and outputs), r rank. The updates are added at th
 kernel is copied per seed; `merged` adds them to the weights, for use without a tap.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,7 @@ class LowRank(nn.Module):
         return {name: pair(name) for name in self.maps}
 
 
+@functools.cache  # the same tap for the same settings, so that programs compiled for one serve all
 def tap(scale, dropout=0.0):
     """The tap that adds the updates of theta = {"q": {"A", "B"}, ...}; those of cross-attention are "cross/q", ...
 
