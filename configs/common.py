@@ -72,8 +72,10 @@ def benchmark(
     config.targets.domain_generalization = SHIFTS.get(name, ())
 
     known, named = recipes.RECIPES | recipes.PARTS, dict.fromkeys(one for m in methods for one in m.split("+"))
+    named |= dict.fromkeys(recipes.PRIORS[m] for m in named if m in recipes.PRIORS)
     config.recipe = ConfigDict({m: known[m]() for m in named if m in known})
-    for method in (published or {}).keys() & config.recipe.keys():
+    published = recipes.published(name) | (published or {})
+    for method in published.keys() & config.recipe.keys():
         config.recipe[method].update(published[method])
     config.reference = "zero_shot"  # the method whose accuracy is printed before anything is trained
     config.eval_batch = 256

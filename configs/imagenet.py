@@ -1,5 +1,6 @@
 """ImageNet (Deng et al. 2009): 1,000 classes.
-It has no validation split, so methods that search on validation images do not run on it.
+It has no validation split: a linear probe, which searches on validation images, does not run on it, and methods with a
+cache keep the alpha and beta of their recipe.
 
     python -m vlmx.main --config configs/imagenet.py --config.data.root=DATA
 """

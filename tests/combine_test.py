@@ -119,7 +119,8 @@ def encodings(row, train, monkeypatch):
     name, hyper = contract.METHODS[row]
     method, model = methods.make(name, **hyper), backbone("vit")
     consts = method.setup(model, task())
-    v = methods.start(method, jax.random.key(0), model, consts, {"label": jnp.zeros(4, jnp.int32)})
+    support = {"label": jnp.zeros(4, jnp.int32), "features": jnp.ones((4, model.config.embed_dim))}
+    v = methods.start(method, jax.random.key(0), model, consts, support)
     count = {"image": 0, "text": 0}
     for tower in count:
         real = getattr(Clip, tower)
@@ -145,7 +146,7 @@ def batch_shapes(model):
 @pytest.mark.parametrize("row", TUNED)
 def test_only_towers_with_something_tuned_in_them_are_gone_through(row, train, monkeypatch):
     in_image = {"vpt", "ivlp", "maple", "clip_lora", "promptsrc", "apex", "full", "parts"}
-    fixed_text = {"vpt", "clip_adapter", "taskres"}
+    fixed_text = {"vpt", "clip_adapter", "taskres", "tip_adapter_f", "xmadapter"}
     assert encodings(row, train, monkeypatch) == (int(row in in_image), int(row not in fixed_text))
 
 
@@ -177,6 +178,9 @@ OFFICIAL = {
     "promptsrc": 9 * 4 * (512 + 768),
     "clip_adapter": 512 * 128 + 128 * 512,
     "taskres": 100 * 512,
+    "tip_adapter": 0,
+    "tip_adapter_f": 16 * 100 * 512,
+    "xmadapter": 16 * 100 * 512 + 2 * 512 * 128 + 1,
     "clip_lora": 12 * 3 * 2 * (2 * 512 + 2 * 768),
     "apex": 2 * 512 + 12 * 2 * 768 + (512 * 512 + 512),
     "linear_probe": 100 * (512 + 1),
@@ -192,7 +196,9 @@ def test_tuned_numbers_at_vit_b_16(name):
     words = zoo.load("tiny_clip").tokenizer._replace(context=config.text.context)
     hundred = task(contract.CLASSES * 25)._replace(tokenize=words)
     consts = jax.eval_shape(lambda model: method.setup(model, hundred), model)
-    support = {"label": jax.ShapeDtypeStruct((1600,), jnp.int32), "features": jax.ShapeDtypeStruct((1600, 512), "f4")}
+    of = jax.ShapeDtypeStruct
+    support = {"label": of((1600,), jnp.int32), "features": of((1600, 512), "f4")}
+    support["prior"] = {"text_features": of((100, 512), "f4")}
     start = lambda model, consts, support: methods.start(method, jax.random.key(0), model, consts, support)
     count = partition.count(jax.eval_shape(start, model, consts, support)["train"])
     everything = partition.count(param_shapes(config)) - 1  # but for the factor of the cosines

@@ -32,6 +32,9 @@ METHODS = {
     "cocoop": ("cocoop", {"microbatch": 8}),
     "clip_adapter": ("clip_adapter", {}),
     "taskres": ("taskres", {}),
+    "tip_adapter": ("tip_adapter", {"search_step": (5, 4)}),
+    "tip_adapter_f": ("tip_adapter_f", {"search_step": (5, 4)}),
+    "xmadapter": ("xmadapter", {"text_cache": "templates", "search_step": (5, 4)}),
     "vpt": ("vpt", {"n_ctx": 3}),
     "ivlp": ("ivlp", {"n_ctx_text": 5, "depth_text": 1}),
     "maple": ("maple", {}),
@@ -164,7 +167,7 @@ def close(a, b, tol=1e-5):
 
 
 RESNET = ("resnet", True)
-TUNED = [row for row, (name, _) in METHODS.items() if name not in ("zero_shot", "linear_probe")]
+TUNED = [row for row, (name, _) in METHODS.items() if name not in ("zero_shot", "linear_probe", "tip_adapter")]
 NEEDS_VIT = [row for row, (name, hyper) in METHODS.items() if methods.make(name, **hyper).taps]
 
 

@@ -13,15 +13,16 @@ import optax
 from vlmx import checkpoint, evaluate, features, finite, logs, optim, partition, settings, shard
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, transforms
-from vlmx.errors import PREEMPTED, UserError
+from vlmx.errors import PREEMPTED
 from vlmx.logs import say
 from vlmx.world import Test, predict
 
 ON_DEVICE = 2**30  # bytes of training images that may lie on the device
 
 
-def fit(world, run, method, recipe, consts, problem, group, meta, folder):
+def fit(world, run, method, recipe, consts, problem, group, meta, folder, prior=None):
     """Gradient steps for the seeds of `group` (positions in config.seeds) at once; their trees `v`, stacked `[S, ...]`.
+    prior: what the method's init gets as support["prior"], `[S, ...]`.
 
     Goes on from the latest checkpoint in `folder` where there is one. `v` is that of the last step or, where
     config.checkpoint_best asks for it, each seed's own best on its validation images, among the regular checkpoints.
@@ -44,7 +45,8 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder):
     def start(key, model, consts, support):
         return methods.start(method, key, model, consts, support)
 
-    v = jax.jit(jax.vmap(start, in_axes=(0, None, None, 0)))(keys, world.model, consts, support)
+    given = support | (shard.put(mesh, "support", {"prior": prior}, rules + shard.METHOD) if prior else {})
+    v = jax.jit(jax.vmap(start, in_axes=(0, None, None, 0)))(keys, world.model, consts, given)
     batch = min(recipe.get("batch", M), M)
     per_epoch = max(M // batch, 1)
     total = settings.steps_of(recipe, config.shots, per_epoch)
@@ -226,13 +228,12 @@ def validate(world, method, state, consts, problem, group, rules):
 
 def search(world, method, v, consts, problem, group):
     """The method's search on validation, seed by seed."""
-    if not len(world.dataset.val.labels):
-        raise UserError(f"this method chooses settings on validation images, and {world.dataset.name} has none.")
-    found = []
+    nothing, found = np.zeros((0, world.model.config.embed_dim), np.float32), []
     for i, s in enumerate(group):
         rows = problem.val[s]
         label = protocols.relabel(world.dataset.val.labels[rows], problem.labels)
-        val = {"features": np.stack([world.stored["val"][r] for r in rows.tolist()]), "label": label}
+        stored = [world.stored["val"][r] for r in rows.tolist()]
+        val = {"features": np.stack(stored) if stored else nothing, "label": label}
         found.append(method.finalize(jax.tree.map(lambda a, i=i: a[i], v), world.model, consts, val))
     return stack(found)
 

@@ -61,17 +61,19 @@ class Method(NamedTuple):
               (B, S, S, 3) and, where they are stored, "features" (B, E) of the frozen model, or these alone; "label"
               (B,), "index" (B,), "weight" (B,).
     init:     (key, model, consts, support) -> v, for one seed. `support` holds this seed's training set:
-              "label" (M,) and, where `needs` is "features" or images are not augmented, "features" (M, E).
+              "label" (M,) and, where `needs` is "features" or images are not augmented, "features" (M, E); where the
+              method has a prior, also "prior" {"text_features": (C, E)}, what that one has learnt.
     loss:     (out, batch) -> (scalar, metrics).
     setup:    (model, task) -> consts: frozen, computed once for a list of classes, shared by seeds.
     finalize: (v, model, consts, val) -> v: a search after training, on validation data alone; for one seed, on the
-              host. `val` holds "features" (n, E) and "label" (n,).
+              host. `val` holds "features" (n, E) and "label" (n,); n is 0 for a data set without validation images.
     after:    (v, step, total, per_epoch) -> v: pure, inside the step; total and per_epoch (steps) are Python ints.
     needs:    "features" (the image tower is untouched, so its output is enough) or "pixels".
     trains:   regular expressions of the backbone's parameters that are tuned too; the loop keeps them in
               v["train"]["backbone"] and hands `apply` the model with them in place.
     taps:     points of the image tower where it inserts something (models/layers.py); not every tower offers all.
     carries:  whether what was learned applies to classes that were not trained on.
+    prior:    the name of a method that is trained before it, on the same shots.
     describe: (v, consts) -> {name: (C,)}: what the method says of classes, for the report; for one seed.
     parts:    {name: combine.Part}, where it is made of parts that can be combined with others.
     """
@@ -86,6 +88,7 @@ class Method(NamedTuple):
     trains: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     carries: bool = True
+    prior: str | None = None
     describe: Callable | None = None
     parts: dict | None = None
 

@@ -40,7 +40,8 @@ def check(config):
     shard.check(config.shardings, ("model", *config.methods))
     cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
     for name, protocol in cells:
-        make(config, name, protocol)
+        if prior := make(config, name, protocol).prior:
+            make(config, prior, protocol)
         targets(config, protocol)
         recipe = recipe_of(config, name, protocol)
         if "optimizer" in recipe and not recipe.optimizer.get("groups"):

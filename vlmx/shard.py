@@ -34,6 +34,7 @@ MODEL = (
 )
 # What belongs to a method: its state, the constants of its classes, the training sets, a step's batches, a test batch.
 METHOD = (
+    (r"(train|fixed|opt)/(.*/)?keys", "seed tensor ..."),  # of a cache
     (r"(train|fixed|opt|support|keys).*", "seed ..."),
     (r"steps/.*", "- seed rows ..."),
     (r"batch/.*", "rows ..."),

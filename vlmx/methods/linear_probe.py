@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from vlmx.errors import UserError
 from vlmx.method import Method, image_features
 
 
@@ -29,6 +30,8 @@ def make(max_iter=1000):
         return {"logits": image_features(model, batch) @ v["train"]["W"] + v["train"]["b"]}
 
     def finalize(v, model, consts, val):
+        if not len(val["label"]):
+            raise UserError("linear_probe chooses its strength on validation images, and this data set has none.")
         x, y = np.asarray(v["fixed"]["features"], np.float64), np.asarray(v["fixed"]["label"])
         val_x, val_y = np.asarray(val["features"], np.float64), np.asarray(val["label"])
 
