@@ -77,6 +77,13 @@ def test_what_does_not_combine_is_refused_by_name(name, said):
         methods.make(name)
 
 
+def test_a_hyper_parameter_of_one_of_several_is_refused_by_name():
+    with pytest.raises(UserError, match="hyper-parameter of ensemble.*beta"):
+        methods.make("coop+ensemble", ensemble={"betta": 1.0})
+    with pytest.raises(UserError, match="hyper-parameter of coop"):
+        methods.make("coop+ensemble", coop={"ctx": 1})
+
+
 # -------------------------------------------------------------------- the ensemble
 @pytest.mark.parametrize("name", ["coop", "cocoop", "maple", "clip_adapter"])
 def test_on_the_classes_trained_on_the_ensemble_changes_nothing(name):

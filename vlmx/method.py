@@ -144,7 +144,7 @@ def make(name, **hyperparameters):
         inner += [last] if last != "ensemble" else []
         made = {one: make(one, **hyperparameters.get(one, {})) for one in inner}
         method = combine.several(made) if len(inner) > 1 else made[inner[0]]
-        return ensemble.make(method, **hyperparameters.get("ensemble", {})) if last == "ensemble" else method
+        return _made(last, ensemble.make, hyperparameters.get(last, {}), method) if last == "ensemble" else method
     path = name if "." in name else f"vlmx.methods.{name}"
     try:
         module = importlib.import_module(path)
@@ -152,11 +152,16 @@ def make(name, **hyperparameters):
         if e.name is None or not path.startswith(e.name):
             raise  # the module was found, something that it imports is missing
         raise unknown("method", name, names()) from None
-    known = list(inspect.signature(module.make).parameters)
+    return _made(name, module.make, hyperparameters)
+
+
+def _made(name, build, hyperparameters, *args):
+    """`build(*args, **hyperparameters)`; UserError for one that it does not take."""
+    known = list(inspect.signature(build).parameters)[len(args) :]
     for key in hyperparameters:
         if key not in known:
             raise unknown(f"hyper-parameter of {name}", key, known)
-    return module.make(**hyperparameters)
+    return build(*args, **hyperparameters)
 
 
 def names():
