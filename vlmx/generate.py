@@ -72,12 +72,13 @@ def barred(c, how, logits, texts, n):
     """Logits `(R, V)` with those at minus infinity that may not follow texts `(R, S)` of length n."""
     size, whole = how.no_repeat_ngram, jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     if size:
-        S = texts.shape[1]
-        last = jax.vmap(lambda row: jax.lax.dynamic_slice(row, (n - size + 1,), (size - 1,)))(texts)
-        rows = jnp.arange(len(texts))
-        for i in range(S - size + 1):  # the n-gram that begins at i is whole, and begins as the text ends
-            repeats = (texts[:, i : i + size - 1] == last).all(-1) & (i + size <= n)
-            logits = logits.at[rows, texts[:, i + size - 1]].min(jnp.where(repeats, NEVER, jnp.inf))
+        begin = jnp.arange(texts.shape[1] - size + 1)
+        grams = texts[:, begin[:, None] + jnp.arange(size)]  # [R,.,size], all there are in a row
+        last = jax.lax.dynamic_slice_in_dim(texts, n - size + 1, size - 1, axis=1)
+        # those that are whole and begin as the text ends
+        again = (grams[..., :-1] == last[:, None]).all(-1) & (begin + size <= n)
+        rows = jnp.arange(len(texts))[:, None]
+        logits = logits.at[rows, grams[..., -1]].min(jnp.where(again, NEVER, jnp.inf))
     if how.force_end:
         only = jnp.where(jnp.arange(logits.shape[-1]) == c.end, whole, NEVER)  # a log-probability of 0
         logits = jnp.where(n == how.max_length - 1, only, logits)

@@ -2,4 +2,4 @@
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("torch") else ["live_test.py"]
+collect_ignore = [] if importlib.util.find_spec("torch") else ["live_test.py", "live_seq_test.py"]

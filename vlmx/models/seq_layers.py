@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from vlmx.models.layers import ACTIVATIONS, Tap, no_tap
-from vlmx.modules.adapters import uniform
 
 ACTS = ACTIVATIONS | {"relu": jax.nn.relu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 HIDDEN = jnp.finfo(jnp.float32).min  # added to the scores of what may not be seen
@@ -36,9 +35,14 @@ def added_start(family):
     BART's initialiser runs over all parts of a model, added ones too; T5's leaves them to PyTorch's defaults.
     """
     if family == "t5":
-        return uniform, uniform, nn.initializers.normal(1.0)
+        return _uniform, _uniform, nn.initializers.normal(1.0)
     small = nn.initializers.normal(0.02)
     return (lambda fan_in: small), (lambda fan_in: nn.initializers.zeros), small
+
+
+def _uniform(fan_in):
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Attention(nn.Module):

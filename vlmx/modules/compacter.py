@@ -4,6 +4,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vlmx.errors import UserError
 from vlmx.modules.adapters import GLOROT
 
 RULE = nn.initializers.normal(0.01)
@@ -31,6 +32,11 @@ class Kronecker(nn.Module):
     @nn.compact
     def __call__(self, rule=None):
         """rule: `(n, n, n)`, where one is shared; None: a rule for each layer, stored here."""
+        if self.i % self.n or self.o % self.n:
+            raise UserError(
+                f"compacter: n={self.n} must divide the width and the bottleneck; a projection here is {self.i} to "
+                f"{self.o}"
+            )
         L, n, i, o = self.layers, self.n, self.i // self.n, self.o // self.n
 
         def matrices(name, *shape):  # each is Glorot's for its own two sides

@@ -1,0 +1,25 @@
+"""Adapters (Houlsby et al. 2019, arXiv 1902.00751) inside CLIP's towers, behind every attention and feed-forward.
+
+Where their weights come from is a file of vlmx/variants/: stored ("adapter"), sums of Kronecker products ("compacter"),
+of low rank ("low_rank_adapter"), made by a network ("hyperformer"). The same files serve T5 and BART.
+"""
+
+from vlmx import variant
+from vlmx.combine import Part, combine
+
+
+def make(source="adapter", options=None):
+    """Adapters in both towers. Args: source: a file of vlmx/variants/. options: its hyper-parameters, by name."""
+    chosen = variant.make(source, **dict(options or {}))
+
+    def init(key, model, consts):
+        return chosen.init(key, model)
+
+    def hook(tower):
+        def insert(p, model, key):
+            into = chosen.insert(p, model, key)
+            return into.tap, into.theta[tower]
+
+        return insert
+
+    return combine({"adapters": Part(init=init, image=hook("vision"), text=hook("text"), taps=("attn", "mlp"))})
