@@ -176,6 +176,12 @@ def text_adapter():
     return ConfigDict({k: v for k, v in recipe.items() if k not in transfer()})
 
 
+def adapters():
+    """Adapters inside CLIP's towers. No paper's settings: ours, with CLIP-LoRA's optimiser."""
+    optimizer = {"name": "adamw", "lr": 2e-4, "wd": 0.01, "schedule": {"name": "cosine"}}
+    return tuned({"source": "adapter", "options": {}}, optimizer, 32, 10)
+
+
 def ensemble():
     """The adaptive ensemble on top of another method, with APEX's settings."""
     return ConfigDict({"hyper": {"beta": 4.0, "threshold": 0.05}})
@@ -185,4 +191,4 @@ PROMPTS = (coop, cocoop, vpt, ivlp, maple, promptsrc, apex)
 CACHED = (tip_adapter, tip_adapter_f, xmadapter)
 OTHERS = (clip_adapter, taskres, clip_lora, full)
 RECIPES = {f.__name__: f for f in (zero_shot, linear_probe, *PROMPTS, *CACHED, *OTHERS)}
-PARTS = {f.__name__: f for f in (text_adapter, ensemble)}  # made to be joined with a method by "+"
+PARTS = {f.__name__: f for f in (text_adapter, adapters, ensemble)}  # made to be joined with a method by "+"

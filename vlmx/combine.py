@@ -118,6 +118,6 @@ def several(methods):
     """The combination of {name: Method}, each made of parts. Raises UserError for one that is not."""
     for name, method in methods.items():
         if method.parts is None:
-            can = "vpt, ivlp, clip_lora, text_adapter"
+            can = "vpt, ivlp, clip_lora, adapters, text_adapter"
             raise UserError(f"{name} is not made of parts, so it cannot be combined; only '+ensemble' can. Can: {can}.")
     return combine({f"{name}_{part}": p for name, method in methods.items() for part, p in method.parts.items()})

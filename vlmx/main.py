@@ -104,7 +104,8 @@ def load(named):
     path, colon, arg = named.partition(":")
     path = Path(path)
     if not path.is_file():
-        raise unknown("config", str(path), Path("configs").glob("*.py"))
+        beside = sorted(path.parent.glob("*.py")) or Path("configs").glob("*.py")
+        raise unknown("config", str(path), beside)
     sys.path.insert(0, str(path.resolve().parent.parent))  # configs import configs/common.py
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
