@@ -207,8 +207,10 @@ def test_seeds_side_by_side_equal_separate_runs(row):
         close(jax.tree.map(lambda a, s=s: a[s], both), jax.tree.map(lambda a: a[0], fit(row, seeds=(seed,))[4]))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("row", TUNED)
+@pytest.mark.parametrize(
+    ("row", "mesh"),  # an axis of seeds is the loop's affair, not the method's: two methods stand for all
+    [(row, mesh) for row in TUNED for mesh in MESHES if mesh != "seeds" or row in ("coop", "apex")],
+)
 def test_the_mesh_changes_no_number_in_twenty_steps(row, mesh):
     (*_, one, losses, _), (*_, many, its_losses, found) = (fit(row, mesh=m) for m in (None, mesh))
     close((many, its_losses), (one, losses))
