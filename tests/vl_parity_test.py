@@ -128,7 +128,7 @@ def test_golden_variant(golden):
         one = variant.pick(train, number)
         loss, _, grads = measured(c, one, c.batch(step["task"])[0])
         grads["backbone"], _ = variant.split(grads["backbone"], c.variant.trains)
-        close(loss, step["loss"], 2e-5, 2e-5, f"step {n}: loss")
+        close(loss, step["loss"], *LOSS, f"step {n}: loss")
         close(schedule(n), step["lr"], 0, 1e-6, f"step {n}: rate")
         # op by op: the cases have the same shapes but for few, so that this compiles less than a program for each
         one, opt, norm = multitask.update(one, variant.pick(state, number), grads, schedule(n), clip=1.0)
