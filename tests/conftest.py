@@ -33,8 +33,6 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 os.environ["XLA_FLAGS"] = FLAGS + os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Two programs under way at once, each with collectives among fake devices, can wait for each other for ever.
-os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 if "VLMX_TEST_CACHE" not in os.environ:  # the first process of the run owns it
     os.environ["VLMX_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vlmx-tests-")
