@@ -47,6 +47,7 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder, prior=
 
     given = support | (shard.put(mesh, "support", {"prior": prior}, rules + shard.METHOD) if prior else {})
     v = jax.jit(jax.vmap(start, in_axes=(0, None, None, 0)))(keys, world.model, consts, given)
+    jax.block_until_ready(v)  # on a CPU, two programs under way with collectives can wait for each other for ever
     batch = min(recipe.get("batch", M), M)
     per_epoch = max(M // batch, 1)
     total = settings.steps_of(recipe, config.shots, per_epoch)
