@@ -67,12 +67,12 @@ def combine(parts, logits=Clip.logits):
     def apply(v, model, consts, batch, rng=None, train=False):
         p = v["train"]
 
+        draws = train and rng is not None
+        keys = {name: jax.random.fold_in(rng, i) if draws else None for i, name in enumerate(parts)}
+
         def inserted(tower):
-            keys = (
-                {name: jax.random.fold_in(rng, i) for i, name in enumerate(parts)} if train and rng is not None else {}
-            )
             hooks = {name: hook for name, part in parts.items() if (hook := getattr(part, tower))}
-            return chain([hook(p[name], model, keys.get(name)) for name, hook in hooks.items()])
+            return chain([hook(p[name], model, keys[name]) for name, hook in hooks.items()])
 
         img = model.image(batch["image"], *inserted("image")) if in_image else image_features(model, batch)
         if in_text:
