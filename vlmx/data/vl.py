@@ -1,0 +1,50 @@
+"""A vision-and-language task as everything else sees it: examples in words, how its answers are made and scored.
+
+Readers of the published data sets and of the embedded world give `Task`s; none knows a model, a method or a device.
+Features of the images and videos that examples name are looked up elsewhere, by name.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Example(NamedTuple):
+    """What is asked about which images, and the texts that answer it.
+
+    images: names of one image, of a pair, or of one video, as the source of features knows them. text: what the encoder
+    reads, without the task's prefix. targets: (text, score); training draws one in proportion to its score, (): none is
+    known. about: what the evaluator needs beside these (the ten answers, the sentence that a pair belongs to, ...).
+    """
+
+    id: str
+    images: tuple[str, ...]
+    text: str
+    targets: tuple[tuple[str, float], ...] = ()
+    about: Any = None
+
+
+class Task(NamedTuple):
+    """A task: VL-Adapter (Sung et al. 2022, arXiv 2112.06825), section 4 and appendix.
+
+    prefix: of the text, for methods without parameters of each task; `suffix`: it stands behind the text instead (video
+    tasks). length, target_length: tokens of input and of target in training, their ends included. loss: how token
+    losses become a batch's: "example" (mean over each example's tokens, then over examples), "score" (times the drawn
+    target's score) or "token" (mean over the batch's tokens). choices: the answer is one of these words, by one decoder
+    step; (): it is generated, with `beams` beams and at most `answer_length` tokens. score: (predicted texts, examples)
+    -> {metric: per cent}, the first of which counts. Splits may be lazy sequences, and empty.
+    """
+
+    name: str
+    prefix: str
+    train: Sequence[Example]
+    val: Sequence[Example]
+    test: Sequence[Example]
+    score: Callable[[Sequence[str], Sequence[Example]], dict[str, float]]
+    length: int = 20
+    target_length: int = 20
+    suffix: bool = False
+    loss: str = "example"
+    choices: tuple[str, ...] = ()
+    beams: int = 1
+    answer_length: int = 20
+    notes: tuple[str, ...] = ()  # what a person should know: examples left out, metrics that need Java
