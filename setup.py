@@ -63,6 +63,7 @@ setup(
             "tifffile>=2026.3.3",
         ],
         "parity": ["torch>=2.13.0"],
+        "bench": ["torch>=2.13.0"],
     },
     entry_points={"pytest11": ["vlmx.pytest_goldens = vlmx.pytest_goldens"]},
 )

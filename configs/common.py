@@ -42,7 +42,7 @@ def benchmark(
     config.family = "classification"
     config.methods = methods
     config.protocols = protocols
-    config.shots = 16  # training images a class; -1: all of them
+    config.shots = 16  # training images a class, or several numbers of them, (1, 2, 4); -1: all of them
     n_seeds = min((recipes.SEEDS.get(m, 3) for m in methods), default=3)  # as published
     config.seeds = tuple(range(1, n_seeds + 1))
 
@@ -79,7 +79,8 @@ def benchmark(
         config.recipe[method].update(published[method])
     config.reference = "zero_shot"  # the method whose accuracy is printed before anything is trained
     config.eval_batch = 256
-    config.steps_per_call = 50  # at most so many steps of one compiled call, where features are stored
+    config.steps_per_call = 0  # of one compiled call, where features are stored; 0: as many as are worth it
+    config.seeds_per_program = 0  # trainings that run at once; 0: all, or as many as fit into the memory
     config.checkpoint_every = 500  # steps
     config.checkpoint_keep = 2  # the last ones
     config.checkpoint_best = False  # end with each seed's best checkpoint on validation instead of with the last step
@@ -124,7 +125,8 @@ def apply(config, settings):
         elif key in ("root", "model"):
             (config.data if key == "root" else config.model).update({"root" if key == "root" else "name": str(value)})
         elif key == "shots":
-            config.shots = value
+            with config.ignore_type():
+                config.shots = value
         elif owners:
             for recipe in owners:
                 try:

@@ -23,13 +23,11 @@ def go(workdir, *more, methods="zero_shot,coop"):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep in which coop fails at 2 shots, as its loss would if it were not finite."""
-    workdir, real = tmp_path_factory.mktemp("sweep"), train.fit
+    """A sweep in which coop fails, as its loss would if it were not finite."""
+    workdir = tmp_path_factory.mktemp("sweep")
 
     def fit(world, run, *args):
-        if world.config.shots == 2:
-            raise UserError("the loss of coop is not finite")
-        return real(world, run, *args)
+        raise UserError("the loss of coop is not finite")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "fit", fit)
@@ -45,43 +43,45 @@ def test_a_cell_that_fails_is_told_and_the_others_run(swept, capsys):
     workdir, status = swept
     found = cells(workdir)
     assert status == 1 and list(found) == [(1, "zero_shot"), (1, "coop"), (2, "zero_shot"), (2, "coop")]
-    assert [cell.get("failed") for cell in found.values()] == [None, None, None, "the loss of coop is not finite"]
+    assert [cell.get("failed") for cell in found.values()] == [None, "the loss of coop is not finite"] * 2
     assert report.main([str(workdir)]) == 0
     said = capsys.readouterr().out
     assert said.startswith((workdir / "tables.md").read_text())
     for text in ("## digits · few-shot · tiny_clip", "- digits, few_shot, 2 shots: coop: the loss of coop is not"):
         assert text in said
-    assert "the loss of coop is not finite" in (workdir / "digits-2/report.html").read_text()
+    assert "the loss of coop is not finite" in (workdir / "digits/report.html").read_text()
     page = (workdir / "report.html").read_text()
-    assert "3 of 4 finished, 1 failed" in page and 'href="digits-1/report.html"' in page and page.count("<svg") == 1
+    assert "2 of 4 finished, 2 failed" in page and 'href="digits/report.html"' in page and page.count("<svg") == 1
+
+
+def test_the_next_run_tries_what_failed_and_adds_a_method_and_shots(swept, monkeypatch):
+    workdir, _ = swept
+    before, made, real = cells(workdir), [], train.fit
+
+    def fit(world, run, *args):
+        made.append((run, [(draw.shots, draw.seed) for draw in args[4]]))
+        return real(world, run, *args)
+
+    monkeypatch.setattr(train, "fit", fit)
+    assert go(workdir, methods="zero_shot,coop,linear_probe") == 0
+    every = [(1, 1), (1, 2), (2, 1), (2, 2)]  # one program for both numbers of shots
+    assert made == [("coop-few_shot", every), ("linear_probe-few_shot", every)]
+    after = cells(workdir)
+    assert len(after) == 6 and not any("failed" in cell for cell in after.values())
+    assert after[1, "zero_shot"] == before[1, "zero_shot"]
+    made.clear()
+    assert go(workdir, methods="zero_shot,coop,linear_probe") == 0 and not made
+    assert go(workdir, "--shots", "1,2,4", methods="zero_shot,coop") == 0
+    assert made == [("coop-few_shot", [(4, 1), (4, 2)])] and cells(workdir)[1, "coop"] == after[1, "coop"]
 
 
 def test_every_seed_is_in_the_csv(swept):
-    workdir, _ = swept
+    workdir, _ = swept  # as the test before has left it
     rows = list(csv.DictReader(open(workdir / "results.csv")))
     coop = [row for row in rows if (row["method"], row["shots"]) == ("coop", "1")]
     assert {(row["seed"], row["metric"]) for row in coop} == {(s, m) for s in "12" for m in ("accuracy", "macro_f1")}
     seeds = cells(workdir)[1, "coop"]["seeds"]
     assert float(coop[0]["value"]) == seeds[0]["metrics"]["accuracy"] and coop[0]["trained_params"] == "256"
-    assert [row["metric"] for row in rows if row["shots"] == "2" and row["method"] == "coop"] == ["failed"]
-
-
-def test_the_next_run_tries_what_failed_and_adds_a_method(swept, monkeypatch):
-    workdir, _ = swept
-    before, made, real = cells(workdir), [], train.fit
-
-    def fit(world, run, *args):
-        made.append((world.config.shots, run))
-        return real(world, run, *args)
-
-    monkeypatch.setattr(train, "fit", fit)
-    assert go(workdir, methods="zero_shot,coop,linear_probe") == 0
-    assert made == [(1, "linear_probe-few_shot"), (2, "coop-few_shot"), (2, "linear_probe-few_shot")]
-    after = cells(workdir)
-    assert len(after) == 6 and not any("failed" in cell for cell in after.values())
-    assert after[1, "coop"] == before[1, "coop"]
-    made.clear()
-    assert go(workdir, methods="zero_shot,coop,linear_probe") == 0 and not made
 
 
 def test_a_sweep_of_another_config_is_refused_before_anything_runs(swept, monkeypatch, capsys):
@@ -173,32 +173,33 @@ def test_shots_protocols_seeds_and_fields_make_the_plan():
         + ["--config.targets.domain_generalization=('digits',)", "--config.recipe.coop.optimizer.lr=1"]
     )
     runs = sweep.plan(args, fields)
-    assert list(runs) == ["dtd-1", "dtd-16", "textures-1", "textures-16"]
-    c = runs["dtd-16"]
+    assert list(runs) == ["dtd", "textures"]
+    c = runs["dtd"]
     assert (c.methods, c.protocols) == (("coop", "zero_shot"), ("few_shot", "domain_generalization"))
-    assert (c.shots, c.seeds, c.data.root, c.recipe.coop.optimizer.lr) == (16, (1, 2, 3, 4, 5), "here", 1.0)
-    assert runs["textures-1"].data.root == "" and runs["textures-1"].targets.domain_generalization == ("digits",)
+    assert (c.shots, c.seeds, c.data.root, c.recipe.coop.optimizer.lr) == ((1, 16), (1, 2, 3, 4, 5), "here", 1.0)
+    assert runs["textures"].data.root == "" and runs["textures"].targets.domain_generalization == ("digits",)
     args, _ = sweep.arguments(["--configs", f"{ROOT}/configs/dtd.py"])
     (c,) = sweep.plan(args).values()
     assert c.methods == tuple(recipes.RECIPES) and (c.shots, c.seeds) == (16, (1, 2, 3))
 
 
 def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
-    real = train.run
+    real, two = train.run, ("--configs", f"{ROOT}/configs/digits.py,{ROOT}/configs/textures.py")
 
     def stopped(config, workdir, go_on):
-        if config.shots == 2:
+        if config.title == "textures":
             raise KeyboardInterrupt
         return real(config, workdir, go_on)
 
     monkeypatch.setattr(train, "run", stopped)
     with pytest.raises(SystemExit) as left:
-        go(tmp_path, methods="zero_shot")
+        go(tmp_path, *two, methods="zero_shot")
     assert left.value.code == 130
-    assert [cell.get("failed") for cell in cells(tmp_path).values()] == [None, ""]
+    said = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert [cell.get("failed") for cell in said] == [None, None, "", ""]
     assert "not run" in (tmp_path / "tables.md").read_text()
     monkeypatch.setattr(train, "run", real)
-    assert go(tmp_path, methods="zero_shot") == 0
+    assert go(tmp_path, *two, methods="zero_shot") == 0
     assert not any("failed" in cell for cell in cells(tmp_path).values())
 
 
@@ -210,7 +211,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
         (("--methods", "cop"), "Did you mean 'coop'"),
         (("--protocols", "few_shots"), "Did you mean 'few_shot'"),
         (("--configs", f"{ROOT}/configs/digit.py"), "Did you mean"),
-        (("--configs", f"{ROOT}/configs/digits.py,{ROOT}/configs/digits.py"), "make the same run, digits-1"),
+        (("--configs", f"{ROOT}/configs/digits.py,{ROOT}/configs/digits.py"), "make the same run, digits"),
         (("--shot", "4"), "unexpected argument '--shot'"),
     ],
 )

@@ -1,9 +1,14 @@
-"""The training of one method on one problem, all seeds at once: start, steps, checkpoints, search on validation.
+"""The training of one method: start, steps, checkpoints, search on validation, of many draws of images at once.
 
-S seeds, B images of a batch, M training images of a seed, E feature size, K steps of one compiled call.
+A draw (data/protocols.py) is a number of shots and a seed. Trainings of one length are one program, whose leading axis
+they are; smaller training sets and batches are filled up with rows that count for nothing.
+
+S draws, B images of a batch, M training images of a draw, E feature size, K steps of one compiled call.
 """
 
 import functools
+import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +23,32 @@ from vlmx.logs import say
 from vlmx.world import Test, predict
 
 ON_DEVICE = 2**30  # bytes of training images that may lie on the device
+CALL = {"cpu": 1e12}  # floating-point operations of one compiled call, a few seconds' worth; elsewhere:
+ELSEWHERE = 1e14
 
 
-def fit(world, run, method, recipe, consts, problem, group, meta, folder, prior=None):
-    """Gradient steps for the seeds of `group` (positions in config.seeds) at once; their trees `v`, stacked `[S, ...]`.
+def fit(world, run, method, recipe, consts, labels, draws, meta, folder, prior=None):
+    """Gradient steps for `draws`, trainings of one length, at once; their trees `v`, a list.
+
+    Args: run: its name, without the shots. labels: the classes trained on. meta: what a checkpoint says of itself.
     prior: what the method's init gets as support["prior"], `[S, ...]`.
 
-    Goes on from the latest checkpoint in `folder` where there is one. `v` is that of the last step or, where
-    config.checkpoint_best asks for it, each seed's own best on its validation images, among the regular checkpoints.
+    Goes on from the latest checkpoint in `folder` where there is one. A tree is that of the last step or, where
+    config.checkpoint_best asks for it, the best on the draw's validation images, among the regular checkpoints. Draws
+    that do not fit into the memory together are halved until they do, or config.seeds_per_program says how many.
     """
-    config, mesh, dataset = world.config, world.mesh, world.dataset
-    seeds = [config.seeds[s] for s in group]
-    rows = [problem.train[s] for s in group]
-    labels = np.stack([protocols.relabel(dataset.train.labels[r], problem.labels) for r in rows])  # [S,M]
-    M = labels.shape[1]
-    support = {"label": labels}
-    if "train" in world.stored:
-        support["features"] = np.stack([[world.stored["train"][i] for i in r.tolist()] for r in rows])  # [S,M,E]
+    config, mesh, most = world.config, world.mesh, world.config.seeds_per_program
+    apart = lambda n: fit_apart(n, world, run, method, recipe, consts, labels, draws, meta, folder, prior)
+    if most and len(draws) > most:
+        return apart(most)
     rules = shard.rules_of(config.shardings, meta["method"])
-    shard.refuse_uneven(mesh, len(seeds), {})
-    support = shard.put(mesh, "support", support, rules + shard.METHOD)
+    shard.refuse_uneven(mesh, len(draws), {})
+    length = settings.length(recipe, max(draws, key=lambda draw: len(draw.train)))
+    batch, per_epoch, total = length
+    support = shard.put(mesh, "support", support_of(world, labels, draws), rules + shard.METHOD)
 
-    # ---- the start of each seed
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    # ---- the start of each draw
+    keys = jnp.stack([jax.random.key(draw.seed) for draw in draws])
 
     def start(key, model, consts, support):
         return methods.start(method, key, model, consts, support)
@@ -48,67 +56,87 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder, prior=
     given = support | (shard.put(mesh, "support", {"prior": prior}, rules + shard.METHOD) if prior else {})
     v = jax.jit(jax.vmap(start, in_axes=(0, None, None, 0)))(keys, world.model, consts, given)
     jax.block_until_ready(v)  # on a CPU, two programs under way with collectives can wait for each other for ever
-    batch = min(recipe.get("batch", M), M)
-    per_epoch = max(M // batch, 1)
-    total = settings.steps_of(recipe, config.shots, per_epoch)
+    own = functools.partial(cut, start, keys[0], world.model, consts, given, draws)
     if not total:
-        return shard.gather(mesh, v)
+        return own(shard.gather(mesh, v))
     one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), v["train"])
     tx, schedule = optim.make(recipe.optimizer, per_epoch, total, one)
     pixels = settings.uses_pixels(config, method, recipe)
     state = {**v, "opt": jax.jit(jax.vmap(tx.init))(v["train"]), "step": np.zeros((), np.int32)}
-    if pixels and (images := on_device(world, rows)) is not None:
+    if pixels and (images := on_device(world, [draw.train for draw in draws])) is not None:
         support |= shard.put(mesh, "support", {"image": images}, rules + shard.METHOD)
     streamed = pixels and "image" not in support
     support = None if streamed else support
     state, consts, where = shard.lay_out(mesh, state, consts, support, world.model, rules)
-    count = partition.count(one)
-    share = 100 * count / partition.count(world.model.params)
-    say(f"{run}: {count:,} trained parameters ({share:.3g} % of the model), {len(seeds)} seeds at once")
-    say(f"{run}: {M} images a seed, {total} steps of {batch}")
 
     # ---- go on where it was
-    meta = meta | {"seeds": seeds, "total_steps": total}
-    nothing = {"accuracy": np.full(len(seeds), -1, np.float32), "step": np.zeros(len(seeds), np.int32)}
+    meta = meta | {"draws": [[draw.shots, draw.seed] for draw in draws], "total_steps": total}
+    nothing = {"accuracy": np.full(len(draws), -1, np.float32), "step": np.zeros(len(draws), np.int32)}
     best = {**shard.gather(mesh, v), **nothing} if config.checkpoint_best else {}
     whole = lambda: {**state, "best": shard.place(best, shard.on(mesh))} if best else state
     checkpoints = checkpoint.manager(folder, config.checkpoint_keep)
     if (saved := checkpoint.restore(checkpoints, whole(), meta)) is not None:
         best, state = shard.gather(mesh, saved.pop("best")) if best else {}, saved
     done = int(state["step"])
+
+    # ---- the program: as many steps a call as are worth it, unless the config says how many
+    steps = train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
+    most = min(total, 1 if streamed else 10 if pixels else config.steps_per_call or config.checkpoint_every)
+    stream = functools.partial(pixel_stream if streamed else index_stream, world, labels, draws, length, done)
+    keys = shard.place(keys, where["in_shardings"][-1])
+    while done < total:
+        K = max(k for k in range(1, most + 1) if total % k == done % k == 0)  # another session had another
+        batches = stream(K)
+        first = next(batches)
+        lowered = steps.lower(state, world.model, consts, support, first, keys)
+        cost = lowered.cost_analysis() or {}
+        fits = max(1, int(CALL.get(jax.default_backend(), ELSEWHERE) / max(cost.get("flops", 0), 1)))
+        if K == 1 or config.steps_per_call or K <= fits:
+            break
+        most = fits
+    if done < total:
+        program = lowered.compile()
+        if len(draws) > mesh.shape["seed"] and cost.get("bytes accessed", 0) > memory() and needs(program) > memory():
+            half = -(-len(draws) // 2 // mesh.shape["seed"]) * mesh.shape["seed"]
+            say(f"{run}: {len(draws)} trainings at once need {needs(program) / 2**30:.1f} GiB; {half} at a time")
+            checkpoints.close()
+            return apart(half)
+    count = partition.count(one)
+    share = 100 * count / partition.count(world.model.params)
+    several = f"{len(draws)} trainings" if len({draw.shots for draw in draws}) > 1 else f"{len(draws)} seeds"
+    say(f"{run}: {count:,} trained parameters ({share:.3g} % of the model), {several} at once")
+    say(f"{run}: {' or '.join(map(str, sorted({len(d.train) for d in draws})))} images, {total} steps of {batch}")
     if done:
         say(f"{run}: going on after step {done} of {total}")
 
     # ---- steps
-    most = min(total, 1 if streamed else 10 if pixels else config.steps_per_call)
-    K = max(k for k in range(1, most + 1) if total % k == done % k == 0)  # a session of other devices had another
-    steps = train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
-    stream = (pixel_stream if streamed else index_stream)(world, problem, group, seeds, batch, M, done, total, K)
+    names = [run + settings.label(config, draw.shots) for draw in draws]
     logger = logs.Logs(world.workdir)
-    logger.begin(run, done, seeds=seeds)
+    for name in dict.fromkeys(names):
+        logger.begin(name, done, seeds=[draw.seed for draw, its in zip(draws, names) if its == name])
     with checkpoint.preemption() as told, logs.progress(total, run, start=done) as bar:
-        for xs in stream:
-            state, metrics = steps(state, world.model, consts, support, xs, keys)
+        for xs in itertools.chain([first], batches) if done < total else ():
+            state, metrics = program(state, world.model, consts, support, xs, keys)
             metrics = shard.gather(mesh, metrics)  # [K,S]
             bad = metrics.pop("bad")
             if config.nonfinite == "stop" and bad.any():
                 checkpoint.finish(checkpoints)
-                finite.refuse(run, done, seeds, bad, state["train"])
+                finite.refuse(run, done, [draw.seed for draw in draws], bad, state["train"])
             metrics = finite.means(metrics, bad)  # [S]
             done += K
             if done % per_epoch == 0 or K > 1 or bad.any():
                 rate = float(schedule(done - 1))
-                for s, seed in enumerate(seeds):
-                    logger.write(done, {k: m[s] for k, m in metrics.items()} | {"lr": rate}, seed=seed)
+                for s, (name, draw) in enumerate(zip(names, draws)):
+                    logger.write(done, {k: m[s] for k, m in metrics.items()} | {"lr": rate}, seed=draw.seed, run=name)
                 bar.set_postfix(loss=f"{metrics['loss'].mean():.3f}", refresh=False)
             bar.update(K)
             leave = told(done // K) and done < total
             due = done % config.checkpoint_every < K or done == total  # at the same steps however often it was stopped
             if due and best:
-                new = validate(world, method, state, consts, problem, group, rules + shard.METHOD)
+                new = validate(world, method, state, consts, labels, draws, rules + shard.METHOD)
                 best = evaluate.better(best, new)
-                for seed, value in zip(seeds, new["accuracy"]):
-                    logger.write(done, {"accuracy": value}, tag="val", seed=seed)
+                for name, draw, value in zip(names, draws, new["accuracy"]):
+                    logger.write(done, {"accuracy": value}, tag="val", seed=draw.seed, run=name)
             if due or leave:
                 checkpoint.save(checkpoints, done, whole(), meta)
             if leave:
@@ -119,10 +147,64 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder, prior=
     checkpoint.finish(checkpoints)
     checkpoints.close()
     if not best:
-        return shard.gather(mesh, {"train": state["train"], "fixed": state["fixed"]})
-    for seed, step, value in zip(seeds, best["step"], best["accuracy"]):
-        say(f"{run}: seed {seed} was best on validation after step {step}: {value:.1f} %")
-    return {"train": best["train"], "fixed": best["fixed"]}
+        return own(shard.gather(mesh, {"train": state["train"], "fixed": state["fixed"]}))
+    for draw, step, value in zip(draws, best["step"], best["accuracy"]):
+        say(f"{run}: seed {draw.seed} was best on validation after step {step}: {value:.1f} %")
+    return own({"train": best["train"], "fixed": best["fixed"]})
+
+
+def fit_apart(n, world, run, method, recipe, consts, labels, draws, meta, folder, prior):
+    """`fit`, n draws at a time, each part with a folder of its own."""
+    found = []
+    for i in range(0, len(draws), n):
+        part = jax.tree.map(lambda a, i=i: a[i : i + n], prior)
+        where = folder.with_name(f"{folder.name}-{i // n + 1}_of_{-(-len(draws) // n)}")
+        found += fit(world, run, method, recipe, consts, labels, draws[i : i + n], meta, where, part)
+    return found
+
+
+def support_of(world, labels, draws):
+    """The training sets, `[S, M, ...]`: "label", and "features" where they are stored. A set that is smaller than the
+    largest one is filled up with copies of its first image, of label -1: no class."""
+    M, stored = max(len(draw.train) for draw in draws), world.stored.get("train")
+    label = np.full((len(draws), M), -1, np.int32)
+    rows = np.stack([np.pad(draw.train, (0, M - len(draw.train)), constant_values=draw.train[0]) for draw in draws])
+    for s, draw in enumerate(draws):
+        label[s, : len(draw.train)] = protocols.relabel(world.dataset.train.labels[draw.train], labels)
+    found = {"label": label}
+    if stored is not None:
+        found["features"] = np.stack([[stored[i] for i in row] for row in rows.tolist()])
+    return found
+
+
+def cut(start, key, model, consts, support, draws, v):
+    """The trees of draws, a list, from their stack `[S, ...]`, without what stands for the rows that a smaller training
+    set was filled up with."""
+
+    def shapes(M):
+        own = {k: a[0, :M] for k, a in support.items() if k != "prior"}
+        own |= {k: jax.tree.map(lambda a: a[0], tree) for k, tree in support.items() if k == "prior"}
+        return jax.eval_shape(start, key, model, consts, own)
+
+    sizes = {M: shapes(M) for M in {len(draw.train) for draw in draws}}
+
+    def one(s, draw):
+        return jax.tree.map(lambda a, like: a[s][tuple(map(slice, like.shape))], v, sizes[len(draw.train)])
+
+    return [one(s, draw) for s, draw in enumerate(draws)]
+
+
+def needs(program):
+    """Bytes of a device's memory that a compiled program takes beside its results."""
+    m = program.memory_analysis()
+    return m.argument_size_in_bytes + m.temp_size_in_bytes if m else 0
+
+
+def memory():
+    """Bytes that a program may take on a device: nine tenths of its memory, or of its share of the machine's."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+    return 0.9 * (limit or host)
 
 
 def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
@@ -167,14 +249,19 @@ def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
 
 
 # -------------------------------------------------------------------- batches
-def index_stream(world, problem, group, seeds, batch, M, start, total, K):
+def index_stream(world, labels, draws, length, start, K):
     """Batches as rows of what is stored on the device: {"index", "weight"} `[K, S, B]`, from step `start` on."""
-    per_epoch = max(M // batch, 1)
-    order = functools.lru_cache(len(seeds))(pipeline.epoch_order)
+    _, per_epoch, total = length
+    order = functools.lru_cache(len(draws))(pipeline.epoch_order)
+    sizes = [(len(draw.train), min(length.batch, len(draw.train))) for draw in draws]
+    weight = np.arange(length.batch) < np.array([batch for _, batch in sizes])[:, None]  # [S,B]
     for first in range(start, total, K):
-        steps = [divmod(n, per_epoch) for n in range(first, first + K)]
-        index = np.array([[order(M, batch, seed, epoch)[i] for seed in seeds] for epoch, i in steps], np.int32)
-        xs = {"index": index, "weight": np.ones(index.shape, np.float32)}
+        index = np.zeros((K, *weight.shape), np.int32)
+        for k in range(K):
+            epoch, i = divmod(first + k, per_epoch)
+            for s, (draw, (M, batch)) in enumerate(zip(draws, sizes)):
+                index[k, s, :batch] = order(M, batch, draw.seed, epoch)[i]
+        xs = {"index": index, "weight": np.broadcast_to(weight, index.shape).astype(np.float32)}
         yield shard.put(world.mesh, "steps", shard.pad(xs, 2, shard.rows(world.mesh)))
 
 
@@ -192,51 +279,48 @@ def on_device(world, rows):
     return np.stack([images[np.searchsorted(every, r)] for r in rows])
 
 
-def pixel_stream(world, problem, group, seeds, batch, M, start, total, K):
+def pixel_stream(world, labels, draws, length, start, K=1):
     """Augmented images from step `start`: "image" `[1, S, B, S, S, 3]`, "label", "index", "weight" `[1, S, B]`."""
     config, dataset, mesh = world.config, world.dataset, world.mesh
     (i, n), process = shard.share(mesh)  # this process draws its part of the seeds and of the images
-    group, seeds = (np.array_split(values, n)[i].tolist() for values in (group, seeds))
-    splits = [fewshot.take(dataset.train, problem.train[s]) for s in group]
-    splits = [s._replace(labels=protocols.relabel(s.labels, problem.labels)) for s in splits]
+    mine = [draws[s] for s in np.array_split(np.arange(len(draws)), n)[i]]
+    splits = [fewshot.take(dataset.train, draw.train) for draw in mine]
+    splits = [s._replace(labels=protocols.relabel(s.labels, labels)) for s in splits]
     size = world.model.config.vision.image_size
     if config.data.augment == "crop":
         augment = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
     else:
         augment = world.transform
-    reading = world.reading | {"process": process}
-    for b in pipeline.train_batches(splits, augment, batch, seeds, start=start, stop=total, **reading):
+    reading, seeds = world.reading | {"process": process}, [draw.seed for draw in mine]
+    for b in pipeline.train_batches(splits, augment, length.batch, seeds, start=start, stop=length.total, **reading):
         b = shard.pad({k: a[None] for k, a in b.items()}, 2, shard.rows(mesh) // process[1])
         yield shard.join(mesh, "steps", b)
 
 
 # -------------------------------------------------------------------- validation
-def validate(world, method, state, consts, problem, group, rules):
-    """The seeds' trees as they are now, with their "step" and "accuracy" `[S]` in percent, each on its own validation
+def validate(world, method, state, consts, labels, draws, rules):
+    """The draws' trees as they are now, with their "step" and "accuracy" `[S]` in percent, each on its own validation
     images."""
     v = shard.gather(world.mesh, {"train": state["train"], "fixed": state["fixed"]})
-    rows = np.unique(np.concatenate([problem.val[s] for s in group]))
+    rows = np.unique(np.concatenate([draw.val for draw in draws]))
     val, found = fewshot.take(world.dataset.val, rows), None
     if method.needs == "features":
         stored = np.stack([world.stored["val"][row] for row in rows.tolist()])
         found = features.Features(stored, np.ones(len(rows), np.float32))
     world = world._replace(tests={"": Test(world.dataset._replace(test=val), found)})
-    said, _, _ = predict(world, method, v, consts, protocols.Part(problem.labels, np.arange(len(rows))), rules)
-    right = said == protocols.relabel(val.labels, problem.labels)
-    own = [100 * hits[np.isin(rows, problem.val[s])].mean() for hits, s in zip(right, group)]
+    said, _, _ = predict(world, method, v, consts, protocols.Part(labels, np.arange(len(rows))), rules)
+    right = said == protocols.relabel(val.labels, labels)
+    own = [100 * hits[np.isin(rows, draw.val)].mean() for hits, draw in zip(right, draws)]
     return {**v, "accuracy": np.float32(own), "step": np.full(len(own), state["step"], np.int32)}
 
 
-def search(world, method, v, consts, problem, group):
-    """The method's search on validation, seed by seed."""
-    nothing, found = np.zeros((0, world.model.config.embed_dim), np.float32), []
-    for i, s in enumerate(group):
-        rows = problem.val[s]
-        label = protocols.relabel(world.dataset.val.labels[rows], problem.labels)
-        stored = [world.stored["val"][r] for r in rows.tolist()]
-        val = {"features": np.stack(stored) if stored else nothing, "label": label}
-        found.append(method.finalize(jax.tree.map(lambda a, i=i: a[i], v), world.model, consts, val))
-    return stack(found)
+def search(world, method, v, consts, labels, draw):
+    """The method's search on the validation images of a draw, whose tree is `v`."""
+    nothing = np.zeros((0, world.model.config.embed_dim), np.float32)
+    stored = [world.stored["val"][r] for r in draw.val.tolist()]
+    label = protocols.relabel(world.dataset.val.labels[draw.val], labels)
+    val = {"features": np.stack(stored) if stored else nothing, "label": label}
+    return method.finalize(v, world.model, consts, val)
 
 
 def stack(trees):

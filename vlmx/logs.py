@@ -119,9 +119,13 @@ class Logs:
             redone = lambda row: row["run"] == run and row["step"] > step and (seeds is None or row["seed"] in seeds)
             self._rewrite([row for row in read(self.workdir) if not redone(row)])
 
-    def write(self, step, values, *, tag="train", seed=None):
-        """Log `values` (name -> scalar) at `step`. A value that is not finite is written as null: JSON has no NaN."""
-        row = {"run": self.run, "tag": tag, "seed": None if seed is None else int(seed), "step": int(step)}
+    def write(self, step, values, *, tag="train", seed=None, run=None):
+        """Log `values` (name -> scalar) at `step`. A value that is not finite is written as null: JSON has no NaN.
+
+        `run`: of several that were begun, which one; None: the last.
+        """
+        run = run or self.run
+        row = {"run": run, "tag": tag, "seed": None if seed is None else int(seed), "step": int(step)}
         if not self.first or _key(row) in self.written:
             return
         self.written.add(_key(row))
@@ -129,16 +133,16 @@ class Logs:
         line = json.dumps(row | {name: value if math.isfinite(value) else None for name, value in values.items()})
         with open(self.workdir / "metrics.jsonl", "a") as file:
             file.write(line + "\n")
-        writer = self._writer(seed)
+        writer = self._writer(run, seed)
         for name, value in values.items():
             writer.add_scalar(f"{tag}/{name}", value, int(step))
 
-    def _writer(self, seed):
+    def _writer(self, run, seed):
         # A TensorBoard "run" per seed, so that its own smoothing and overlay work; purge_step hides what is redone.
-        if seed not in self.writers:
-            folder = self.workdir / "tensorboard" / str(self.run) / ("" if seed is None else f"seed{seed}")
-            self.writers[seed] = SummaryWriter(str(folder), purge_step=self.done + 1 if self.done >= 0 else None)
-        return self.writers[seed]
+        if (run, seed) not in self.writers:
+            folder = self.workdir / "tensorboard" / str(run) / ("" if seed is None else f"seed{seed}")
+            self.writers[run, seed] = SummaryWriter(str(folder), purge_step=self.done + 1 if self.done >= 0 else None)
+        return self.writers[run, seed]
 
     def close(self):
         for writer in self.writers.values():

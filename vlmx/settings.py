@@ -4,6 +4,7 @@ A *cell* is a method under a protocol: (name, protocol). Its *recipe* is config.
 """
 
 import json
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from vlmx.files import write_json
 
 # What may change from one session of a run to the next: no number depends on it.
 FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "checkpoint_keep")
+FREE += ("steps_per_call", "seeds_per_program")
 
 
 def check(config):
@@ -33,8 +35,10 @@ def check(config):
             raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds: expected different numbers, at least one; got {config.seeds}.")
-    if not (config.shots > 0 or config.shots == -1):
+    if not shots(config) or any(type(n) is not int or n < 1 and n != -1 for n in shots(config)):
         raise UserError(f"shots: expected a positive number of images a class, or -1 for all; got {config.shots}.")
+    if len(set(shots(config))) < len(shots(config)):
+        raise UserError(f"shots: expected different numbers; got {config.shots}.")
     if config.data.name not in task.known():
         raise unknown("data set", config.data.name, task.known())
     shard.check(config.shardings, ("model", *config.methods))
@@ -45,8 +49,18 @@ def check(config):
         targets(config, protocol)
         recipe = recipe_of(config, name, protocol)
         if "optimizer" in recipe and not recipe.optimizer.get("groups"):
-            optim.make(recipe.optimizer, 1, max(epochs_of(recipe, config.shots), 2), {"w": jnp.zeros(1)})
+            optim.make(recipe.optimizer, 1, max(epochs_of(recipe, shots(config)[0]), 2), {"w": jnp.zeros(1)})
     return cells
+
+
+def shots(config):
+    """The numbers of training images a class, as a tuple: config.shots is one or several."""
+    return tuple(config.shots) if isinstance(config.shots, (tuple, list)) else (config.shots,)
+
+
+def label(config, n):
+    """What is put behind the name of a cell at n shots in files and logs: "" where the config has one number alone."""
+    return f"-{n}_shots" if isinstance(config.shots, (tuple, list)) and n else ""
 
 
 def make(config, name, protocol):
@@ -121,9 +135,26 @@ def steps_of(recipe, shots, per_epoch):
     return epochs_of(recipe, shots) * per_epoch or recipe.get("steps_per_shot", 0) * max(shots, 1)
 
 
+class Length(NamedTuple):
+    """How long one training is: images of a step, steps of an epoch, steps in all."""
+
+    batch: int
+    per_epoch: int
+    total: int
+
+
+def length(recipe, draw):
+    """The Length of the training on a draw (data/protocols.py)."""
+    M = len(draw.train)
+    batch = min(recipe.get("batch", M), M)
+    per_epoch = max(M // batch, 1)
+    return Length(batch, per_epoch, steps_of(recipe, draw.shots, per_epoch))
+
+
 def uses_pixels(config, method, recipe):
     """Whether a training step reads images: the method needs them, or they are augmented anew in each epoch."""
-    return method.needs == "pixels" or (config.data.augment != "none" and epochs_of(recipe, config.shots) > 0)
+    epochs = epochs_of(recipe, shots(config)[0])
+    return method.needs == "pixels" or (config.data.augment != "none" and epochs > 0)
 
 
 def plain(config):
@@ -134,7 +165,8 @@ def plain(config):
 def finished(config, workdir, write=True):
     """results.json of this very run, or None where it is still to be made, or a part of it failed.
 
-    A workdir of another config is refused, but for what is `FREE`; methods and protocols that are there already stay.
+    A workdir of another config is refused, but for what is `FREE`; methods, protocols and, of several, numbers of shots
+    that are there already stay.
     """
     path = workdir / "config.json"
     asked, saved = plain(config), None
@@ -144,7 +176,8 @@ def finished(config, workdir, write=True):
         same = [c | {"recipe": {m: c["recipe"][m] for m in both}} for c in (saved, asked)]
         flat = [dict(flatten(c)) for c in same]
         differ = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
-        keys = [k for k in differ if not k.startswith(FREE)]
+        free = FREE + (("shots",) if isinstance(saved["shots"], list) and isinstance(asked["shots"], list) else ())
+        keys = [k for k in differ if not k.startswith(free)]
         if keys:
             lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
             raise UserError(
@@ -156,8 +189,8 @@ def finished(config, workdir, write=True):
     if not (workdir / "results.json").exists():
         return None
     results = json.loads((workdir / "results.json").read_text())
-    whole = all(results["config"][key] == asked[key] for key in ("methods", "protocols")) and not results.get("failed")
-    return results if whole else None
+    whole = all(results["config"][key] == asked[key] for key in ("methods", "protocols", "shots"))
+    return results if whole and not results.get("failed") else None
 
 
 def flatten(tree, prefix=""):

@@ -2,10 +2,10 @@
 
     python -m vlmx.sweep --configs configs/objects.py,configs/digits.py --protocols base_to_new --workdir DIR
 
-A *cell* is a method under a protocol on a benchmark at one number of shots. Each benchmark at each number of shots is a
-run of its own (vlmx/train.py) in DIR/<benchmark>-<shots>, with one model and one set of features for all its methods.
-The same command again goes on with the cells that are missing or have failed. Any field of the configs can be set in
-all of them: --config.recipe.coop.epochs=50.
+A *cell* is a method under a protocol on a benchmark at one number of shots. Each benchmark is a run of its own
+(vlmx/train.py) in DIR/<benchmark>, with one model and one set of features for all its methods; where its trainings are
+alike, all numbers of shots and all seeds are one program. The same command again goes on with the cells that are
+missing or have failed. Any field of the configs can be set in all of them: --config.recipe.coop.epochs=50.
 """
 
 import argparse
@@ -54,25 +54,26 @@ def plan(args, fields=()):
     methods = [*recipes.RECIPES] if args.methods == "all" else words(args.methods)
     runs = {}
     for named in words(args.configs):
-        for shots in words(args.shots) or [""]:
-            path, _, given = named.partition(":")
-            asked = {"protocols": "+".join(words(args.protocols)), "shots": shots, "seeds": args.seeds}
-            keys = [f"{key}={value}" for key, value in asked.items() if value]
-            config = command.load(f"{path}:{','.join([*methods, *keys, *filter(None, [given])])}")
-            for method in methods:
-                settings.recipe_of(config, method)  # an unknown one is told before a field of its recipe is missed
-            command.check_fields(config, fields)
-            for field in fields:
-                key, _, value = field.removeprefix("--config.").partition("=")
-                try:
-                    config.update_from_flattened_dict({key: common.literal(value)})
-                except TypeError as e:
-                    raise UserError(f"--config.{key}: {e}") from None
-            settings.check(config)
-            name = f"{config.title}-{config.shots}"
-            if name in runs:
-                raise UserError(f"--configs: {named} and another make the same run, {name}; use a second sweep for it.")
-            runs[name] = config
+        path, _, given = named.partition(":")
+        asked = {"protocols": "+".join(words(args.protocols)), "seeds": args.seeds}
+        keys = [f"{key}={value}" for key, value in asked.items() if value]
+        keys += [f"shots=({','.join(words(args.shots))},)"] if args.shots else []
+        config = command.load(f"{path}:{','.join([*methods, *keys, *filter(None, [given])])}")
+        for method in methods:
+            settings.recipe_of(config, method)  # an unknown one is told before a field of its recipe is missed
+        command.check_fields(config, fields)
+        for field in fields:
+            key, _, value = field.removeprefix("--config.").partition("=")
+            try:
+                config.update_from_flattened_dict({key: common.literal(value)})
+            except TypeError as e:
+                raise UserError(f"--config.{key}: {e}") from None
+        settings.check(config)
+        if config.title in runs:
+            raise UserError(
+                f"--configs: {named} and another make the same run, {config.title}; use a second sweep for it."
+            )
+        runs[config.title] = config
     return runs
 
 

@@ -7,6 +7,7 @@ A cell is a dict: "run" (the folder), "benchmark", "backbone", "protocol", "shot
 import csv
 import functools
 import io
+import itertools
 import json
 from importlib import resources
 from typing import NamedTuple
@@ -71,16 +72,17 @@ def cells(run, results):
     common = {"run": run, "benchmark": config["title"], "backbone": _backbone(config["model"])}
     before = {"classes": len(dataset["classnames"]), "before": results["reference"]}
     own = dataset["name"] != config["title"] or any("not the published" in note for note in dataset["notes"])
-    measured = {(r["method"], r["protocol"]): r for r in results["runs"]}
+    measured = {(r["method"], r["protocol"], r["shots"]): r for r in results["runs"]}
+    shots = config["shots"] if isinstance(config["shots"], list) else [config["shots"]]
     failed = {(f["method"], f["protocol"]): f["error"] for f in results.get("failed", ())}
     found = []
-    for method in config["methods"]:
-        for protocol in config["protocols"]:
-            cell = common | {"protocol": protocol, "shots": config["shots"], "method": method}
+    for n in shots:
+        for method, protocol in itertools.product(config["methods"], config["protocols"]):
+            cell = common | {"protocol": protocol, "shots": n, "method": method}
             if (method, protocol) in failed:
                 found.append(cell | {"failed": failed[method, protocol]})
                 continue
-            one = measured[method, protocol]
+            one = measured.get((method, protocol, 0)) or measured[method, protocol, n]  # 0: nothing is trained
             cell |= {key: one[key] for key in ("summary", "trained_params", "trained_percent", "seconds", "notes")}
             if "adaptation" in one:
                 cell["adaptation"] = {
@@ -98,8 +100,10 @@ def _backbone(model):
 
 def missing(run, config, pairs, failed=""):
     """The cells of a run that has not run yet, or could not."""
-    common = {"run": run, "benchmark": config.title, "backbone": _backbone(config.model), "shots": config.shots}
-    return [common | {"protocol": protocol, "method": method, "failed": failed} for method, protocol in pairs]
+    common = {"run": run, "benchmark": config.title, "backbone": _backbone(config.model)}
+    shots = config.shots if isinstance(config.shots, (tuple, list)) else [config.shots]
+    cells = [common | {"protocol": protocol, "method": method, "failed": failed} for method, protocol in pairs]
+    return [cell | {"shots": n} for n in shots for cell in cells]
 
 
 # ---------------------------------------------------------------- tables

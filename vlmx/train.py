@@ -1,9 +1,10 @@
 """The run: from a config to results.json and report.html. Reads from top to bottom; names no method and no data set.
 
-S seeds, B images of a batch, M training images of a seed, E feature size, K steps of one compiled call.
+S seeds, B images of a batch, M training images of a draw, E feature size.
 """
 
 import functools
+import hashlib
 import json
 import sys
 import time
@@ -22,7 +23,7 @@ from vlmx.files import write_json
 from vlmx.fit import fit, search, stack
 from vlmx.logs import say
 from vlmx.metrics import accuracy
-from vlmx.world import Test, World, drop_unreadable, load_model, load_target, predict, words, write_lists
+from vlmx.world import Test, World, drop_unreadable, load_model, load_target, predict, used_rows, words, write_lists
 
 
 def run(config, workdir, go_on=False):
@@ -60,12 +61,12 @@ def run(config, workdir, go_on=False):
     for protocol in dict.fromkeys(protocol for _, protocol in cells):
         names = settings.targets(config, protocol)
         mine = {name: targets.get(name) or load_target(config, name, workdir) for name in names}
-        problems[protocol] = protocols.PROTOCOLS[protocol](dataset, config.shots, seeds, mine)
+        problems[protocol] = protocols.PROTOCOLS[protocol](dataset, settings.shots(config), seeds, mine)
         targets |= mine
     bad = drop_unreadable(config, dataset, problems)
-    if config.checkpoint_best and not all(len(rows) for problem in problems.values() for rows in problem.val):
+    if config.checkpoint_best and not all(len(draw.val) for problem in problems.values() for draw in problem.draws):
         raise UserError(f"checkpoint_best chooses on validation images, and {dataset.name} has none for every seed.")
-    write_lists(workdir, dataset, problems, seeds)
+    write_lists(config, workdir, dataset, problems)
 
     # ---------------------------------------------------------------- the frozen model
     model, tokenizer, digest = load_model(config, mesh)
@@ -90,7 +91,7 @@ def run(config, workdir, go_on=False):
     read = any(method.needs == "features" and name != config.reference for (name, _), method in made.items())
     if read or (trains and config.data.augment == "none"):
         for part in ("train", "val"):
-            used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
+            used = used_rows(problems, part)
             part_features = encode(fewshot.take(getattr(dataset, part), used), what=f"{part} images")
             stored[part] = dict(zip(used.tolist(), part_features.features, strict=True))
 
@@ -110,15 +111,16 @@ def run(config, workdir, go_on=False):
     runs, mistakes, failed = [], [], []
     for (name, protocol), method in made.items():
         try:
-            result, wrong = cell(world, name, protocol, method, problems[protocol])
+            found = cell(world, name, protocol, method, problems[protocol])
         except Exception as e:
             if not go_on or stops_all(e):
                 raise
             failed.append({"method": name, "protocol": protocol, "error": told(e)})
             say(f"{name}, {protocol}: failed, the others go on. {failed[-1]['error']}")
             continue
-        mistakes += [row | {"run": len(runs)} for row in wrong]
-        runs.append(result)
+        for result, wrong in found:
+            mistakes += [row | {"run": len(runs)} for row in wrong]
+            runs.append(result)
 
     # ---------------------------------------------------------------- results and report
     notes = [*dataset.notes, *(f"{name}: {note}" for name, data in targets.items() for note in data.notes)]
@@ -172,39 +174,53 @@ def told(error):
 
 # -------------------------------------------------------------------- one method under one protocol
 def cell(world, name, protocol, method, problem):
-    """Train, search on validation, test: (an entry of results["runs"], its mistakes). A finished one is read back."""
-    config, workdir = world.config, world.workdir
-    folder = workdir / f"{name.replace('.', '_')}-{protocol}"
-    if (folder / "result.json").exists():
-        say(f"{name}, {protocol}: finished before")
-        saved = json.loads((folder / "result.json").read_text())
-        return saved["run"], saved["mistakes"]
-    methods.refuse_tower(name, method, world.model, config.model.name)
-    began = time.monotonic()
-    recipe, learnt = settings.recipe_of(config, name, protocol), words(world, problem.labels)
-    consts = method.setup(world.model, learnt)
-    rules = shard.rules_of(config.shardings, name) + shard.METHOD
-    meta = identity(world, name, protocol, protocol, learnt)
-    training = settings.trained_as(config, name, protocol)
+    """Train, search on validation, test: for each number of shots (an entry of results["runs"], its mistakes). What is
+    finished is read back."""
+    config, fitted = world.config, []
+    of = lambda n: world.workdir / f"{name.replace('.', '_')}-{protocol}{settings.label(config, n)}"
+    counts = (0,) if method.untrained else settings.shots(config)
+    missing = [n for n in counts if not (of(n) / "result.json").exists()]
+    draws = [draw for draw in problem.draws if draw.shots in missing]
+    if missing:
+        methods.refuse_tower(name, method, world.model, config.model.name)
+        began = time.monotonic()
+        learnt = words(world, problem.labels)
+        consts = method.setup(world.model, learnt)
+        fitted = learn(world, name, protocol, method, consts, problem.labels, draws) if draws else []
+        spent = (time.monotonic() - began) / len(missing)  # they were trained together
+    found = []
+    for n in counts:
+        if n in missing:
+            mine = [(draw, v) for draw, v in zip(draws, fitted) if draw.shots == n]
+            found.append(test(world, name, protocol, method, problem, learnt, consts, mine, of(n), spent))
+        else:
+            say(f"{name}, {protocol}{settings.label(config, n)}: finished before")
+            saved = json.loads((of(n) / "result.json").read_text())
+            found.append((saved["run"], saved["mistakes"]))
+    return found
 
-    # ---- the seeds whose training sets have one size run in one program
-    groups = {}
-    for s, rows in enumerate(problem.train):
-        groups.setdefault(len(rows), []).append(s)
-    fitted = {}
-    for group in groups.values() if not method.untrained else ():
-        steps = "steps" if len(groups) == 1 else "steps-" + "_".join(str(config.seeds[s]) for s in group)
-        v = learn(world, name, protocol, method, consts, problem, group, steps)
-        fitted |= {s: jax.tree.map(lambda a, i=i: a[i], v) for i, s in enumerate(group)}
-    seeds = [config.seeds[s] for s in sorted(fitted)] or [None]
-    v = stack([fitted[s] for s in sorted(fitted)]) if fitted else {"train": {}, "fixed": {}}
-    trained = partition.count(v["train"]) // len(seeds)
+
+def test(world, name, protocol, method, problem, learnt, consts, fitted, folder, spent):
+    """What the draws of one number of shots come to: (an entry of results["runs"], its mistakes), written to `folder`
+    with the tuned trees.
+
+    Args: fitted: [(draw, its tree)]; none where nothing is trained. spent: seconds that training took.
+    """
+    config, began = world.config, time.monotonic()
+    recipe = settings.recipe_of(config, name, protocol)
+    rules = shard.rules_of(config.shardings, name) + shard.METHOD
+    shots = fitted[0][0].shots if fitted else 0
+    meta = identity(world, name, protocol, protocol, learnt) | {"shots": shots}
+    training = settings.trained_as(config, name, protocol)
+    trees = [v for _, v in fitted] or [{"train": {}, "fixed": {}}]
+    seeds = [draw.seed for draw, _ in fitted] or [None]
+    trained = partition.count(trees[0]["train"])
     total = partition.count(world.model.params)
 
     # ---- every part of the test
     outcomes, notes, mistakes = [{"seed": s, "metrics": {}, "per_class": {}, "confusion": {}} for s in seeds], [], []
     adaptation = {}
-    if method.finalize and not all(len(rows) for rows in problem.val):
+    if method.finalize and not all(len(draw.val) for draw, _ in fitted):
         notes.append("without validation images the settings that are searched on them stay as they are in the config")
     for part_name, part in problem.parts.items():
         classes = words(world, part.labels, part.of)
@@ -216,10 +232,10 @@ def cell(world, name, protocol, method, problem):
                 notes.append(f"{name} cannot be carried to classes it was not trained on: no {part_name} accuracy")
                 continue
             tested = methods.only(method, [learnt.classnames.index(c) for c in classes.classnames])
-        said, p, weight = predict(world, tested, v, facts, part, rules)
+        said, p, weight = predict_each(world, tested, trees, facts, part, rules)
         truth = protocols.relabel(world.tests[part.of].dataset.test.labels[part.index], part.labels)
         if method.describe:
-            said_of = method.describe(jax.tree.map(lambda a: a[0], v), facts)  # the same for all seeds
+            said_of = method.describe(trees[0], facts)  # the same for all seeds
             adaptation[part_name] = {k: np.asarray(a).tolist() for k, a in said_of.items()}
             adaptation[part_name] |= {"classes": list(classes.classnames)} | difficulty(world, part, classes, truth)
         for s, outcome in enumerate(outcomes):
@@ -234,7 +250,8 @@ def cell(world, name, protocol, method, problem):
                 continue
             if s == 0 or len(part.labels) <= 200:  # a thousand classes squared, for every seed, is a file nobody opens
                 outcome["confusion"][part_name] = matrix
-        if logs.first_process() and not part.of:
+        last = shots in (0, settings.shots(config)[-1])  # of several, pictures of one will do
+        if last and logs.first_process() and not part.of:
             key = folder.name, seeds[0], part_name
             mistakes += save_mistakes(world, part, classes, said[0], p[0], truth, weight, key)
     targets = {part_name for part_name, part in problem.parts.items() if part.of}
@@ -245,20 +262,21 @@ def cell(world, name, protocol, method, problem):
             m["hm"] = float(accuracy.harmonic_mean(m["base"], m["new"]))
 
     # ---- what stays
-    curve = logs.curve(workdir, f"{name}-{training}") if fitted else {}
+    run = f"{name}-{training}{settings.label(config, shots)}"
+    curve = logs.curve(world.workdir, run) if fitted else {}
     if skipped := sum(int(n or 0) for row in curve.get("skipped", ()) for n in row):
         notes.append(f"steps left out, since a loss or gradient was not finite: {skipped}, of all seeds together")
     keys = list(outcomes[0]["metrics"])
     summary = {k: accuracy.summary([o["metrics"][k] for o in outcomes]) for k in keys}
-    pixels = method.needs == "pixels" or (bool(v["train"]) and settings.uses_pixels(config, method, recipe))
+    pixels = method.needs == "pixels" or (bool(trained) and settings.uses_pixels(config, method, recipe))
     result = {
         "method": name,
         "protocol": protocol,
-        "shots": config.shots if fitted else 0,
+        "shots": shots,
         "images": "pixels" if pixels else "features",
         "trained_params": trained,
         "trained_percent": 100 * trained / total,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(spent + time.monotonic() - began, 1),
         "settings": meta["hyper"],
         "notes": notes,
         "seeds": outcomes,
@@ -266,37 +284,67 @@ def cell(world, name, protocol, method, problem):
         "curve": curve,
         **({"adaptation": adaptation} if adaptation else {}),
     }
-    for seed, s in zip(seeds, sorted(fitted)):
-        checkpoint.export(folder / f"seed_{seed}", fitted[s], meta | {"seed": seed})
+    for draw, v in fitted:
+        checkpoint.export(folder / f"seed_{draw.seed}", v, meta | {"seed": draw.seed})
     if logs.first_process():
         write_json(folder / "result.json", {"run": result, "mistakes": mistakes})
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
-    say(f"{name}, {protocol}: {shown} ({trained:,} trained parameters; {result['seconds']} s)")
+    of_shots = f" ({shots} shots)" if settings.label(config, shots) else ""
+    say(f"{name}, {protocol}{of_shots}: {shown} ({trained:,} trained parameters; {result['seconds']} s)")
     return result, mistakes
+
+
+def predict_each(world, method, trees, consts, part, rules):
+    """`predict` of trees of which not all have one shape; those that have are one program's."""
+    groups, said, p = {}, [None] * len(trees), [None] * len(trees)
+    for s, v in enumerate(trees):
+        groups.setdefault(tuple(leaf.shape for leaf in jax.tree.leaves(v)), []).append(s)
+    for group in groups.values():
+        *found, weight = predict(world, method, stack([trees[s] for s in group]), consts, part, rules)
+        for s, its_said, its_p in zip(group, *found):
+            said[s], p[s] = its_said, its_p
+    return np.stack(said), np.stack(p), weight
 
 
 def identity(world, name, protocol, training, classes):
     """What a checkpoint says of itself, and what one that is gone on from has to say."""
     hyper = settings.hyper(world.config, name, protocol)
-    of = {"method": name, "hyper": hyper, "backbone": world.digest, "protocol": training, "shots": world.config.shots}
+    of = {"method": name, "hyper": hyper, "backbone": world.digest, "protocol": training}
     return of | {"classes": list(classes.classnames)}
 
 
-def learn(world, name, protocol, method, consts, problem, group, steps):
-    """The trees `[S, ...]` of the seeds of `group`, trained and searched; the method's prior, where it has one, first.
-    steps: the folder of their checkpoints, by name; a training that is there is read back."""
-    config, classes, prior = world.config, words(world, problem.labels), None
+def learn(world, name, protocol, method, consts, labels, draws):
+    """The trees of draws, a list, trained and searched; the method's prior, where it has one, first. Trainings of one
+    length run together; one that is there is read back."""
+    config, classes, prior = world.config, words(world, labels), None
     if method.prior:
         earlier = settings.make(config, method.prior, protocol)
         facts, one = earlier.setup(world.model, classes), {"features": np.ones((1, world.model.config.embed_dim), "f4")}
-        v = learn(world, method.prior, protocol, earlier, facts, problem, group, steps)
+        v = stack(learn(world, method.prior, protocol, earlier, facts, labels, draws))
         text = lambda v, model, facts: earlier.apply(v, model, facts, one, None, False)["text_features"]
         prior = {"text_features": np.asarray(jax.jit(jax.vmap(text, in_axes=(0, None, None)))(v, world.model, facts))}
-    training = settings.trained_as(config, name, protocol)
+    recipe, training = settings.recipe_of(config, name, protocol), settings.trained_as(config, name, protocol)
     run, of = f"{name}-{training}", identity(world, name, protocol, training, classes)
-    folder = world.workdir / run.replace(".", "_") / steps
-    v = fit(world, run, method, settings.recipe_of(config, name, protocol), consts, problem, group, of, folder, prior)
-    return search(world, method, v, consts, problem, group) if method.finalize else v
+    pixels, groups = settings.uses_pixels(config, method, recipe), {}
+    for s, draw in enumerate(draws):
+        alike = settings.length(recipe, draw)[1:] + ((len(draw.train),) if pixels else ())
+        groups.setdefault(alike, []).append(s)
+    fitted = [None] * len(draws)
+    for group in groups.values():
+        mine = [draws[s] for s in group]
+        theirs = jax.tree.map(lambda a, group=group: a[np.array(group)], prior)
+        folder = world.workdir / run.replace(".", "_") / steps_folder(config, mine)
+        for s, v in zip(group, fit(world, run, method, recipe, consts, labels, mine, of, folder, theirs)):
+            fitted[s] = search(world, method, v, consts, labels, draws[s]) if method.finalize else v
+    return fitted
+
+
+def steps_folder(config, draws):
+    """The folder of the checkpoints of draws that are trained together: "steps" where they are all there are."""
+    pairs = [[draw.shots, draw.seed] for draw in draws]
+    if pairs == [[n, seed] for n in settings.shots(config) for seed in config.seeds]:
+        return "steps"
+    return "steps-" + hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:8]
 
 
 def difficulty(world, part, classes, truth):

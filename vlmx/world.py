@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vlmx import evaluate, features, shard
+from vlmx import evaluate, features, settings, shard
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, task
 from vlmx.errors import UserError
@@ -86,12 +86,17 @@ def load_model(config, mesh):
     return model, loaded.tokenizer, loaded.digest
 
 
+def used_rows(problems, part):
+    """The rows of a split, "train" or "val", that any draw of any problem has, sorted."""
+    every = [getattr(draw, part) for problem in problems.values() for draw in problem.draws]
+    return np.unique(np.concatenate(every).astype(int))
+
+
 def drop_unreadable(config, dataset, problems):
     """Unreadable training and validation images: the run stops with their list or, if asked, goes on without them."""
     bad = []
     for part in ("train", "val"):
-        split = getattr(dataset, part)
-        used = np.unique(np.concatenate([r for p in problems.values() for r in getattr(p, part)]).astype(int))
+        split, used = getattr(dataset, part), used_rows(problems, part)
         mine = shard.own(used)
         found = pipeline.check(fewshot.take(split, mine), dataset.upright, config.data.workers)
         found = shard.everyone([b._replace(index=int(mine[b.index])) for b in found])
@@ -99,18 +104,19 @@ def drop_unreadable(config, dataset, problems):
         if found and config.data.bad_images == "stop":
             raise UserError(pipeline.stop_message(found, len(used)))
         for problem in problems.values() if found else ():
-            rows = getattr(problem, part)
-            rows[:] = [r[~np.isin(r, [b.index for b in found])] for r in rows]
+            kept = lambda rows: rows[~np.isin(rows, [b.index for b in found])]  # noqa: B023
+            problem.draws[:] = [draw._replace(**{part: kept(getattr(draw, part))}) for draw in problem.draws]
         bad += found
     return bad
 
 
-def write_lists(workdir, dataset, problems, seeds):
-    """The training and validation images of each seed, by name, in workdir/few_shot."""
+def write_lists(config, workdir, dataset, problems):
+    """The training and validation images of each draw, by name, in workdir/few_shot."""
     for protocol, problem in problems.items():
-        for s, seed in enumerate(seeds):
+        for draw in problem.draws:
             lists = {
-                part: [getattr(dataset, part).names[i] for i in getattr(problem, part)[s].tolist()]
+                part: [getattr(dataset, part).names[i] for i in getattr(draw, part).tolist()]
                 for part in ("train", "val")
             }
-            write_json(workdir / "few_shot" / f"{protocol}-seed_{seed}.json", lists)
+            name = f"{protocol}{settings.label(config, draw.shots)}-seed_{draw.seed}.json"
+            write_json(workdir / "few_shot" / name, lists)

@@ -1,7 +1,7 @@
 """Evaluation protocols of few-shot transfer: which images are trained on, which classes they are tested among.
 
-A protocol is a function `(dataset, shots, seeds, targets) -> Problem`; it moves indices, never images. `targets`: the
-other data sets that are tested on, name -> Dataset.
+A protocol is a function `(dataset, shots, seeds, targets) -> Problem`; it moves indices, never images. `shots`: one
+number of training images a class, or several. `targets`: the other data sets that are tested on, name -> Dataset.
 """
 
 from typing import NamedTuple
@@ -21,21 +21,28 @@ class Part(NamedTuple):
     of: str = ""
 
 
+class Draw(NamedTuple):
+    """The images of one training, `shots` of each class, drawn with `seed`: rows of the train and of the val split."""
+
+    shots: int
+    seed: int
+    train: np.ndarray
+    val: np.ndarray
+
+
 class Problem(NamedTuple):
-    """One training problem per seed and its tests. `labels`: the classes trained on; `train` and `val`: for each seed,
-    rows of the data set's train and val splits; `parts`: name -> Part."""
+    """Training problems of one kind and their tests. `labels`: the classes trained on; `draws`: one for each number of
+    shots and each seed, in this order; `parts`: name -> Part."""
 
     labels: tuple[int, ...]
-    train: list[np.ndarray]
-    val: list[np.ndarray]
+    draws: list[Draw]
     parts: dict[str, Part]
 
 
 def few_shot(dataset, shots, seeds, targets=()):
     """All classes, `shots` images of each (CoOp, arXiv 2109.01134)."""
-    train, val = _sample(dataset, shots, seeds)
     labels = tuple(range(len(dataset.classnames)))
-    return Problem(labels, train, val, {"all": _part(dataset, labels)})
+    return Problem(labels, _sample(dataset, shots, seeds), {"all": _part(dataset, labels)})
 
 
 def base_to_new(dataset, shots, seeds, targets=()):
@@ -43,28 +50,27 @@ def base_to_new(dataset, shots, seeds, targets=()):
 
     The base images of a seed are those of its few_shot run.
     """
-    train, val = _sample(dataset, shots, seeds)
     base, new = fewshot.halves(dataset.train.labels)
     if not new:
         raise UserError(
             f"base_to_new halves the classes, and {dataset.name!r} has {len(base)}. Use protocols=('few_shot',)."
         )
 
-    def keep(split, rows):
-        return [r[np.isin(split.labels[r], base)] for r in rows]
+    def keep(draw):
+        train, val = (r[np.isin(s.labels[r], base)] for s, r in ((dataset.train, draw.train), (dataset.val, draw.val)))
+        return draw._replace(train=train, val=val)
 
     parts = {"base": _part(dataset, base), "new": _part(dataset, new)}
-    return Problem(tuple(base), keep(dataset.train, train), keep(dataset.val, val), parts)
+    return Problem(tuple(base), [keep(draw) for draw in _sample(dataset, shots, seeds)], parts)
 
 
 def cross_dataset(dataset, shots, seeds, targets):
     """Train on all classes, test on other data sets, each among its own classes (CoCoOp, arXiv 2203.05557)."""
-    train, val = _sample(dataset, shots, seeds)
     labels = tuple(range(len(dataset.classnames)))
     parts = {"source": _part(dataset, labels)}
     for name, target in targets.items():
         parts[name] = _part(target, range(len(target.classnames)), name)
-    return Problem(labels, train, val, parts)
+    return Problem(labels, _sample(dataset, shots, seeds), parts)
 
 
 def domain_generalization(dataset, shots, seeds, targets):
@@ -86,8 +92,8 @@ PROTOCOLS = {f.__name__: f for f in (few_shot, base_to_new, cross_dataset, domai
 
 
 def _sample(dataset, shots, seeds):
-    pairs = [fewshot.sample(dataset.train.labels, dataset.val.labels, shots, seed) for seed in seeds]
-    return [train for train, _ in pairs], [val for _, val in pairs]
+    pairs = [(n, seed) for n in np.atleast_1d(shots).tolist() for seed in seeds]
+    return [Draw(*pair, *fewshot.sample(dataset.train.labels, dataset.val.labels, *pair)) for pair in pairs]
 
 
 def _part(dataset, labels, of=""):

@@ -27,6 +27,7 @@ def make(n_ctx=16, ctx_init="", class_token_position="end", csc=False):
     words = ctx_init.replace("_", " ").split()
     n = len(words) or int(n_ctx)
     csc = csc and not words
+    alike = 0 if csc else in_front(n, class_token_position)  # vectors that every prompt begins with
 
     def setup(model, task):
         names = [name.replace("_", " ") for name in task.classnames]
@@ -49,10 +50,19 @@ def make(n_ctx=16, ctx_init="", class_token_position="end", csc=False):
 
     def apply(v, model, consts, batch, rng=None, train=False):
         img = image_features(model, batch)
-        txt = model.text(assemble(v["train"]["ctx"], consts), consts["eot"])
+        prompts, P = assemble(v["train"]["ctx"], consts), 1 + alike
+        if alike:
+            txt = model.text_behind(prompts[0, :P], prompts[:, P:], consts["eot"] - P)
+        else:
+            txt = model.text(prompts, consts["eot"])
         return {"logits": model.logits(img, txt), "image_features": img, "text_features": txt}
 
     return Method(init=init, apply=apply, setup=setup, carries=not csc)
+
+
+def in_front(n, position):
+    """How many of n context vectors stand in front of the class name."""
+    return {"end": n, "middle": n // 2, "front": 0}[position]
 
 
 def order(T, n, length, position):
@@ -61,8 +71,7 @@ def order(T, n, length, position):
     Args: length: tokens of each class name `(C,)`. position: "end" (as it is), "middle" (start, ctx[:n//2], name,
     ctx[n//2:], rest) or "front" (start, name, ctx, rest).
     """
-    places = np.tile(np.arange(T), (len(length), 1))
-    before = {"end": n, "middle": n // 2, "front": 0}[position]  # context vectors in front of the name
+    places, before = np.tile(np.arange(T), (len(length), 1)), in_front(n, position)
     for row, m in zip(places, np.asarray(length), strict=True):
         name, after = range(1 + n, 1 + n + m), range(1 + before, 1 + n)
         row[1 + before : 1 + n + m] = [*name, *after]

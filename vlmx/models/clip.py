@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vlmx.models.layers import Tap, blocks, layer_norm, no_tap
 from vlmx.models.resnet import ResNetTower
@@ -123,10 +124,11 @@ class ViTTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Input embeddings `(C, T, D)` without positions, EOT positions `(C,)` -> features `(C, E)`.
+    """Input embeddings `(C, T, D)` without positions, where to read `(C, n)` -> features `(C, n, E)`.
 
     Taps: tokens (after positions), each block's, pooled. T may be shorter than the context: attention is causal, so
-    what follows the EOT cannot change the result and need not be computed.
+    what follows the EOT cannot change the result and need not be computed. places: of the tokens, `(T,)`; visible:
+    which tokens each one sees, `(T, T)`; None: one text a row.
     """
 
     config: Text
@@ -138,15 +140,14 @@ class TextTower(nn.Module):
     tap: Tap = no_tap
 
     @nn.compact
-    def __call__(self, emb, eot, theta):
-        c, dtype = self.config, self.dtype
-
-        T = emb.shape[1]
-        x = emb.astype(dtype) + normal(self, "pos_embed", 0.01, c.context, c.width)[:T]
+    def __call__(self, emb, read, theta, places=None, visible=None):
+        c, dtype, T = self.config, self.dtype, emb.shape[1]
+        positions = normal(self, "pos_embed", 0.01, c.context, c.width)
+        x = emb.astype(dtype) + (positions[:T] if places is None else positions[places])
         x = self.tap("tokens", x, None, theta)
-        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
-        x, _ = blocks(c, dtype, self.param_dtype, self.tap, self.remat, self.unroll)(x, theta, causal)
-        x = jnp.take_along_axis(x, eot[:, None, None], axis=1)[:, 0]
+        visible = jnp.tril(jnp.ones((T, T), bool)) if visible is None else visible
+        x, _ = blocks(c, dtype, self.param_dtype, self.tap, self.remat, self.unroll)(x, theta, visible)
+        x = jnp.take_along_axis(x, read[..., None], axis=1)
         x = layer_norm(c.eps, dtype, "ln_final")(x)
         return self.tap("pooled", x @ normal(self, "proj", c.width**-0.5, c.width, self.embed_dim), x, theta)
 
@@ -192,8 +193,28 @@ class Clip:
 
     def text(self, emb, eot, tap=no_tap, theta=None):
         """Text features `(C, E)` float32, projected, not normalised, of input embeddings `(C, T, D)`; eot `(C,)`."""
+        return self._text(emb, eot[:, None], theta, tap=tap)[:, 0]
+
+    def text_behind(self, prefix, emb, eot, most=16):
+        """`text` of texts that all begin with `prefix` `(P, D)` and go on with emb `(C, T, D)`; eot: in emb, `(C,)`.
+
+        Attention is causal, so what comes of the prefix is the same in every text. A row of the computation is the
+        prefix once and what `most` texts go on with, side by side; none of these sees another.
+        """
+        (C, T, D), P = emb.shape, len(prefix)
+        rows = -(-C // most)
+        n = -(-C // rows)  # texts of a row; the last row is filled up
+        emb, eot = jnp.pad(emb, ((0, rows * n - C), (0, 0), (0, 0))), jnp.pad(jnp.asarray(eot), (0, rows * n - C))
+        x = jnp.concatenate([jnp.broadcast_to(prefix, (rows, P, D)), emb.reshape(rows, n * T, D)], axis=1)
+        places = np.concatenate([np.arange(P), np.tile(P + np.arange(T), n)])
+        text = np.concatenate([np.full(P, -1), np.repeat(np.arange(n), T)])  # -1: of all
+        visible = (places[:, None] >= places) & ((text == -1) | (text[:, None] == text))
+        read = eot.reshape(rows, n) + P + T * jnp.arange(n)
+        return self._text(x, read, None, places, visible).reshape(rows * n, -1)[:C]
+
+    def _text(self, *args, tap=no_tap):
         params = {k: v for k, v in self.params["text"].items() if k != "token_embed"}
-        return _text_tower(self.config, tap).apply({"params": params}, emb, eot, theta).astype(jnp.float32)
+        return _text_tower(self.config, tap).apply({"params": params}, *args).astype(jnp.float32)
 
     def eot(self, ids):
         """Position of the end-of-text token in each row of ids `(C, T)`: `(C,)` int32, a numpy array where ids are."""
@@ -225,7 +246,7 @@ def init_params(config, key):
     images = jnp.zeros((1, c.vision.image_size, c.vision.image_size, 3))
     vision = _image_tower(c).init(k_vision, images, None)["params"]
     emb = jnp.zeros((1, c.text.context, c.text.width))
-    text = _text_tower(c).init(k_text, emb, jnp.zeros(1, jnp.int32), None)["params"]
+    text = _text_tower(c).init(k_text, emb, jnp.zeros((1, 1), jnp.int32), None)["params"]
     token_embed = 0.02 * jax.random.normal(k_token, (c.text.vocab, c.text.width))
     text["token_embed"] = token_embed.astype(c.param_dtype)
     return {"vision": vision, "text": text, "logit_scale": jnp.log(jnp.asarray(1 / 0.07, jnp.float32))}

@@ -1,0 +1,110 @@
+"""Many trainings in one program: every number of shots and every seed at once, to the numbers of one at a time."""
+
+import importlib
+import json
+
+import contract_test as contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from golden_cases import assert_close
+
+from vlmx import fit, train
+
+METHODS = "tip_adapter,tip_adapter_f,taskres,xmadapter,coop,linear_probe"
+
+
+def config(methods=METHODS, seeds=2, **fields):
+    c = importlib.import_module("configs.digits").get_config(f"{methods},shots=(1,3),seeds={seeds}")
+    c.protocols, c.eval_batch = ("few_shot",), 544
+    for recipe in c.recipe.values():
+        recipe.update({"epochs": 4, "batch": 16} if "batch" in recipe else {})
+        recipe.hyper.update({k: v for k, v in {"n_ctx": 2, "search_step": (20, 5)}.items() if k in recipe.hyper})
+    c.update(fields)
+    return c
+
+
+def tuned(workdir):
+    files = sorted(workdir.rglob("tuned.safetensors"))
+    return {str(p.parent.relative_to(workdir)): safetensors.numpy.load_file(p) for p in files}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("together")
+    return workdir, train.run(config(), workdir)
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for leaf, value in a[name].items():
+            assert_close(value, b[name][leaf], 1e-4, f"{name} {leaf}")  # Adam divides small gradients by their size
+
+
+def test_all_shots_and_seeds_at_once_are_each_of_them_alone(together, tmp_path):
+    """10 and 30 images, batches of 10 and 16: one program is filled up, the other runs each training by itself."""
+    workdir, results = together
+    alone = train.run(config(seeds=1, seeds_per_program=1), tmp_path)
+    found = tuned(workdir)
+    same({name: v for name, v in found.items() if name.endswith("seed_1")}, tuned(tmp_path))
+    assert len(found) == 6 * 2 * 2
+    assert found["tip_adapter_f-few_shot-1_shots/seed_2"]["train/keys"].shape == (10, 128)
+    assert found["tip_adapter_f-few_shot-3_shots/seed_2"]["train/keys"].shape == (30, 128)
+    for a, b in zip(results["runs"], alone["runs"]):
+        assert (a["method"], a["shots"], a["summary"], a["settings"]) == (
+            b["method"],
+            b["shots"],
+            b["summary"],
+            b["settings"],
+        )
+        assert a["curve"].keys() == b["curve"].keys()
+        if a["curve"]["step"]:  # one is logged at the end of each call
+            np.testing.assert_allclose(a["curve"]["loss"][-1], b["curve"]["loss"][-1], rtol=1e-4)
+
+
+def test_each_number_of_shots_has_a_line_its_images_and_its_files(together):
+    workdir, results = together
+    assert [(r["method"], r["shots"]) for r in results["runs"]] == [(m, n) for m in METHODS.split(",") for n in (1, 3)]
+    lists = json.loads((workdir / "few_shot/few_shot-3_shots-seed_2.json").read_text())
+    assert (len(lists["train"]), len(lists["val"])) == (30, 30)
+    meta = json.loads((workdir / "coop-few_shot-3_shots/seed_2/tuned.json").read_text())
+    assert (meta["shots"], meta["seed"]) == (3, 2)
+    assert {row["run"] for row in results["mistakes"]} <= {*range(1, 12, 2)}  # pictures are of the most shots alone
+
+
+def test_trainings_that_do_not_fit_into_the_memory_are_halved(together, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fit, "memory", lambda: 100)
+    train.run(config("taskres"), tmp_path)
+    said = capsys.readouterr().out
+    assert "4 trainings at once need" in said and "2 at a time" in said and "1 at a time" in said
+    same(tuned(tmp_path), {k: v for k, v in tuned(together[0]).items() if k.startswith("taskres")})
+
+
+def test_a_call_has_fewer_steps_where_they_are_dear(together, tmp_path, monkeypatch):
+    monkeypatch.setitem(fit.CALL, "cpu", 1)
+    results = train.run(config("taskres"), tmp_path)
+    assert results["runs"][0]["curve"]["step"] == [1, 2, 3, 4] and together[1]["runs"][4]["curve"]["step"] == [4]
+    same(tuned(tmp_path), {k: v for k, v in tuned(together[0]).items() if k.startswith("taskres")})
+
+
+@pytest.mark.parametrize("C", [4, 19])
+def test_texts_that_begin_alike_are_encoded_with_one_beginning(C):
+    model, rng = contract.backbone("vit"), np.random.default_rng(0)
+    D, P, T = model.config.text.width, 3, 4
+    prefix, emb = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((P, D), (C, T, D)))
+    eot = jnp.asarray(rng.integers(1, T, C))
+
+    def whole(prefix, emb):
+        return model.text(jnp.concatenate([jnp.broadcast_to(prefix, (C, P, D)), emb], axis=1), eot + P)
+
+    def behind(prefix, emb):
+        return model.text_behind(prefix, emb, eot)
+
+    assert_close(behind(prefix, emb), whole(prefix, emb), 2e-6)
+    slopes = (jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), argnums=(0, 1))(prefix, emb) for f in (behind, whole))
+    for a, b in zip(*slopes):
+        assert_close(a, b, 1e-5)
