@@ -42,6 +42,7 @@ setup(
         "scikit-learn>=1.9.1",
         "tensorboardX>=2.6.5",
         "tensorflow-datasets>=4.9.10",
+        "threadpoolctl>=3.8.0",
         "tokenizers>=0.23.3",
         "tqdm>=4.70.1",
         "transformers>=5.23.0",

@@ -71,7 +71,8 @@ def benchmark(
     config.targets.cross_dataset = tuple(n for family in FAMILIES if name in family for n in family if n != name)
     config.targets.domain_generalization = SHIFTS.get(name, ())
 
-    known, named = recipes.RECIPES | recipes.PARTS, dict.fromkeys(one for m in methods for one in m.split("+"))
+    known = recipes.RECIPES | recipes.PARTS | recipes.ABLATIONS
+    named = dict.fromkeys(one for m in methods for one in m.split("+"))
     named |= dict.fromkeys(recipes.PRIORS[m] for m in named if m in recipes.PRIORS)
     config.recipe = ConfigDict({m: known[m]() for m in named if m in known})
     published = recipes.published(name) | (published or {})

@@ -6,6 +6,8 @@ shots, epochs); or, where these are missing too, `steps_per_shot`: steps for eac
 the layers that a tower has.
 """
 
+import functools
+
 from ml_collections import ConfigDict
 
 
@@ -121,8 +123,16 @@ def tip_adapter_f():
 def xmadapter():
     """XMAdapter (arXiv 2404.12588): no code is public; as Tip-Adapter-F where the paper is silent, the rest is ours."""
     recipe = tip_adapter_f()
-    ours = {"train_keys": True, "text_cache": "coop", "reduction": 4, "gamma": 0.5, "adapt_gamma": "scalar"}
-    recipe.hyper.update(ours | {"lam": 1.0, "hard_scale": 1.0, "mask_self": False})
+    ours = {"train_keys": True, "text_cache": "coop", "reduction": 4, "gamma": 0.8, "adapt_gamma": "scalar"}
+    recipe.hyper.update(ours | {"gamma_rate": 100.0, "lam": 1.0, "hard_scale": 1.0, "mask_self": False})
+    return recipe
+
+
+def without(**changed):
+    """XMAdapter with a part of it taken away: a recipe under a name of its own."""
+    recipe = xmadapter()
+    recipe.method = "xmadapter"
+    recipe.hyper.update(changed)
     return recipe
 
 
@@ -154,18 +164,27 @@ CACHES = {
 }
 
 
+# XMAdapter's ablations: one cache alone, hard images that count like others, a share of the caches that stays.
+ABLATIONS = {
+    "xmadapter_image": functools.partial(without, gamma=1.0),
+    "xmadapter_text": functools.partial(without, gamma=0.0),
+    "xmadapter_alike": functools.partial(without, lam=0.0),
+    "xmadapter_fixed": functools.partial(without, adapt_gamma="no"),
+}
+
+
 def published(benchmark):
     """{method: what its recipe replaces for a benchmark}, of the methods with a cache."""
     changes = {"templates": "ensemble"} if benchmark == "imagenet" else {}
     if benchmark in CACHES:
         changes = dict(zip(("beta", "alpha", "search_scale"), CACHES[benchmark], strict=True))
-    found = {method: {"hyper": changes} for method in ("tip_adapter", "tip_adapter_f", "xmadapter")}
-    for method in ("tip_adapter_f", "xmadapter") if benchmark == "eurosat" else ():
+    found = {method: {"hyper": changes} for method in ("tip_adapter", "tip_adapter_f", "xmadapter", *ABLATIONS)}
+    for method in ("tip_adapter_f", "xmadapter", *ABLATIONS) if benchmark == "eurosat" else ():
         found[method] |= {"epochs": 100}
     return found
 
 
-PRIORS = {"xmadapter": "coop"}  # trained first, with a recipe of its own
+PRIORS = dict.fromkeys(("xmadapter", *ABLATIONS), "coop")  # trained first, with a recipe of its own
 SEEDS = {"apex": 20}  # published with more seeds than three
 
 

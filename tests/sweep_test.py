@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from configs import common, recipes
 from vlmx import report, sweep, tables, train
@@ -52,6 +53,7 @@ def test_a_cell_that_fails_is_told_and_the_others_run(swept, capsys):
     assert "the loss of coop is not finite" in (workdir / "digits/report.html").read_text()
     page = (workdir / "report.html").read_text()
     assert "2 of 4 finished, 2 failed" in page and 'href="digits/report.html"' in page and page.count("<svg") == 1
+    assert Image.open(workdir / "curves.png").size[0] > 400
 
 
 def test_the_next_run_tries_what_failed_and_adds_a_method_and_shots(swept, monkeypatch):

@@ -55,15 +55,9 @@ def test_all_shots_and_seeds_at_once_are_each_of_them_alone(together, tmp_path):
     assert found["tip_adapter_f-few_shot-1_shots/seed_2"]["train/keys"].shape == (10, 128)
     assert found["tip_adapter_f-few_shot-3_shots/seed_2"]["train/keys"].shape == (30, 128)
     for a, b in zip(results["runs"], alone["runs"]):
-        assert (a["method"], a["shots"], a["summary"], a["settings"]) == (
-            b["method"],
-            b["shots"],
-            b["summary"],
-            b["settings"],
-        )
-        assert a["curve"].keys() == b["curve"].keys()
-        if a["curve"]["step"]:  # one is logged at the end of each call
-            np.testing.assert_allclose(a["curve"]["loss"][-1], b["curve"]["loss"][-1], rtol=1e-4)
+        assert all(a[key] == b[key] for key in ("method", "shots", "settings")) and a["seeds"][0] == b["seeds"][0]
+        if a["curve"]["step"]:
+            np.testing.assert_allclose(a["curve"]["loss"][-1][0], b["curve"]["loss"][-1][0], rtol=1e-4)
 
 
 def test_each_number_of_shots_has_a_line_its_images_and_its_files(together):
@@ -91,10 +85,9 @@ def test_a_call_has_fewer_steps_where_they_are_dear(together, tmp_path, monkeypa
     same(tuned(tmp_path), {k: v for k, v in tuned(together[0]).items() if k.startswith("taskres")})
 
 
-@pytest.mark.parametrize("C", [4, 19])
-def test_texts_that_begin_alike_are_encoded_with_one_beginning(C):
+def test_texts_that_begin_alike_are_encoded_with_one_beginning():
     model, rng = contract.backbone("vit"), np.random.default_rng(0)
-    D, P, T = model.config.text.width, 3, 4
+    D, C, P, T = model.config.text.width, 5, 3, 4  # two rows of computation, the second filled up
     prefix, emb = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((P, D), (C, T, D)))
     eot = jnp.asarray(rng.integers(1, T, C))
 
@@ -102,9 +95,11 @@ def test_texts_that_begin_alike_are_encoded_with_one_beginning(C):
         return model.text(jnp.concatenate([jnp.broadcast_to(prefix, (C, P, D)), emb], axis=1), eot + P)
 
     def behind(prefix, emb):
-        return model.text_behind(prefix, emb, eot)
+        return model.text_behind(prefix, emb, eot, most=3)
 
-    assert_close(behind(prefix, emb), whole(prefix, emb), 2e-6)
-    slopes = (jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), argnums=(0, 1))(prefix, emb) for f in (behind, whole))
-    for a, b in zip(*slopes):
+    def slopes(f):
+        return jax.jit(jax.value_and_grad(lambda *x: (f(*x) ** 2).sum(), argnums=(0, 1)))(prefix, emb)
+
+    assert_close(jax.jit(behind)(prefix, emb), jax.jit(whole)(prefix, emb), 2e-6)
+    for a, b in zip(*(jax.tree.leaves(slopes(f)) for f in (behind, whole))):
         assert_close(a, b, 1e-5)

@@ -25,7 +25,7 @@ def test_a_target_is_tested_on_whole_among_its_own_classes():
     problem = protocols.cross_dataset(animals, 2, (1, 2), targets)
     alike = protocols.few_shot(animals, 2, (1, 2))
     assert problem.labels == (0, 1, 2)
-    assert [rows.tolist() for rows in problem.train] == [rows.tolist() for rows in alike.train]
+    assert [draw.train.tolist() for draw in problem.draws] == [draw.train.tolist() for draw in alike.draws]
     found = {name: (part.of, part.labels, len(part.index)) for name, part in problem.parts.items()}
     assert found == {
         "source": ("", (0, 1, 2), 9),

@@ -134,19 +134,37 @@ def lines(steps, values, colour, ylabel, salt):
 
 def few_shot(table, colours, salt):
     """Inline SVG of a few_shot table (vlmx/tables.py): accuracy over shots, a line with error bars for each method."""
+    return _svg(lambda axes: few_shot_lines(axes, table, colours), "training images a class", "accuracy", salt)
+
+
+def few_shot_lines(axes, table, colours):
+    """Draw a few_shot table."""
     ticks = dict(zip(table.columns, table.shots))
+    for i, row in enumerate(table.ours()):
+        points = [(i, row.figures[c]) for i, c in enumerate(ticks) if "mean" in row.figures[c]]
+        at, means, bars = [x for x, _ in points], [f["mean"] for _, f in points], [f["stderr"] for _, f in points]
+        flat = row.trained == (0,) and len(set(means)) == 1
+        style = {"color": colours[row.name], "linewidth": 1.4, "linestyle": "--" if flat else "-", "label": row.name}
+        marker = "" if flat else "os^Dv"[i // len(COLOURS) % 5]  # where there are more methods than colours
+        axes.errorbar(at, means, [b or 0 for b in bars], **style, marker=marker, markersize=3.5, capsize=2)
+    axes.set_xticks(range(len(ticks)), ["all" if n == -1 else str(n) for n in ticks.values()])
 
-    def draw(axes):
-        for i, row in enumerate(table.ours()):
-            points = [(i, row.figures[c]) for i, c in enumerate(ticks) if "mean" in row.figures[c]]
-            at, means, bars = [x for x, _ in points], [f["mean"] for _, f in points], [f["stderr"] for _, f in points]
-            flat = row.trained == (0,) and len(set(means)) == 1
-            style = {"color": colours[row.name], "linewidth": 1.4, "linestyle": "--" if flat else "-"}
-            marker = "" if flat else "os^Dv"[i // len(COLOURS) % 5]  # where there are more methods than colours
-            axes.errorbar(at, means, [b or 0 for b in bars], **style, marker=marker, markersize=3.5, capsize=2)
-        axes.set_xticks(range(len(ticks)), ["all" if n == -1 else str(n) for n in ticks.values()])
 
-    return _svg(draw, "training images a class", "accuracy", salt)
+def few_shot_picture(tables, colours):
+    """PNG of several few_shot tables side by side, with a legend: to be shown elsewhere than on the page."""
+    figure = Figure(figsize=(4.2 * len(tables), 3.9), layout="constrained")
+    for axes, table in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables):
+        few_shot_lines(axes, table, colours)
+        axes.set_title(table.where, fontsize=9)
+        axes.set_xlabel("training images a class")
+        axes.grid(alpha=0.15, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes = figure.axes[0]
+    axes.set_ylabel("accuracy, per cent")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def alpha(parts, against, salt):

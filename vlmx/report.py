@@ -310,12 +310,18 @@ def page(results, workdir):
     )
 
 
+def method_colours(cells):
+    """{method: colour} of a sweep."""
+    names = dict.fromkeys(cell["method"] for cell in cells)
+    return {name: charts.COLOURS[i % len(charts.COLOURS)] for i, name in enumerate(names)}
+
+
 def sweep_page(results):
     """The page of a sweep (vlmx/sweep.py) as text."""
     cells, found = results["cells"], tables.make(results["cells"])
     done = [cell for cell in cells if "failed" not in cell]
     distinct = lambda key: list(dict.fromkeys(cell[key] for cell in cells))
-    colours = {name: charts.COLOURS[i % len(charts.COLOURS)] for i, name in enumerate(distinct("method"))}
+    colours = method_colours(cells)
     before, ensemble = tables.difficulties(cells)
     curves = [(t.title(), charts.few_shot(t, colours, f"f{i}")) for i, t in enumerate(found) if len(t.shots) > 1]
     return _template("sweep.html.j2").render(
@@ -352,13 +358,15 @@ def _template(name):
 def write(workdir):
     """Make workdir/report.html from workdir/results.json -> its path. UserError if there are no results.
 
-    Those of a sweep become tables.md and results.csv too.
+    Those of a sweep become tables.md and results.csv too and, of several numbers of shots, curves.png.
     """
     workdir = Path(workdir)
     results = load(workdir)
     if "cells" in results:
         files.write(workdir / "tables.md", tables.text(results))
         files.write(workdir / "results.csv", tables.table_csv(results["cells"]))
+        if curves := [table for table in tables.make(results["cells"]) if len(table.shots) > 1]:
+            files.write(workdir / "curves.png", charts.few_shot_picture(curves, method_colours(results["cells"])))
     page_of = sweep_page if "cells" in results else functools.partial(page, workdir=workdir)
     files.write(workdir / "report.html", page_of(results))
     return workdir / "report.html"

@@ -64,8 +64,9 @@ def label(config, n):
 
 
 def make(config, name, protocol):
-    """The method of a cell with its hyper-parameters."""
-    return methods.make(name, **hyper(config, name, protocol))
+    """The method of a cell with its hyper-parameters. A recipe of another name says in `method` whose it is."""
+    recipe = config.recipe.get(name) or {}
+    return methods.make(recipe.get("method", name), **hyper(config, name, protocol))
 
 
 def hyper(config, name, protocol):

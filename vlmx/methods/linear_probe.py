@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from vlmx.errors import UserError
 from vlmx.method import Method, image_features
@@ -42,7 +43,8 @@ def make(max_iter=1000):
                 clf.fit(x, y)
             return clf
 
-        clf, exponent = search(fit, lambda clf: clf.score(val_x, val_y))
+        with threadpool_limits(1):  # matrices are small: threads would mostly wait for each other (25 times as long)
+            clf, exponent = search(fit, lambda clf: clf.score(val_x, val_y))
         W, b = np.zeros(v["train"]["W"].shape, np.float32), np.full(v["train"]["b"].shape, -1e9, np.float32)
         coef, intercept = clf.coef_, clf.intercept_
         if len(clf.classes_) == 2:  # scikit-learn keeps one row for two classes
