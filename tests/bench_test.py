@@ -19,3 +19,12 @@ def test_image_encoder_without_torch(monkeypatch, capsys):
     assert missing == "torch is not installed: no comparison with PyTorch"
     assert what.startswith("tiny image encoder, batch 2, 16 px, bfloat16, on ")
     assert row.startswith("vlmx") and row.endswith("images/s")
+
+
+def test_sweep_without_torch(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(sys, "argv", "bench sweep --data textures --seeds 1".split())
+    bench.main()
+    said = capsys.readouterr().out
+    assert "Tip-Adapter-F on textures: 5 numbers of shots x 1 seeds" in said
+    assert "5 trainings at once" in said and said.strip().endswith("torch is not installed: no comparison with PyTorch")
