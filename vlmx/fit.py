@@ -45,7 +45,11 @@ def fit(world, run, method, recipe, consts, problem, group, meta, folder, prior=
     def start(key, model, consts, support):
         return methods.start(method, key, model, consts, support)
 
-    given = support | (shard.put(mesh, "support", {"prior": prior}, rules + shard.METHOD) if prior else {})
+    more = {"prior": prior} if prior else {}
+    if recipe.get("views") and "views" in world.stored:
+        views = [[world.stored["views"][i][: recipe.views] for i in r.tolist()] for r in rows]
+        more["views"] = np.moveaxis(np.array(views), 2, 1)  # [S,V,M,E]
+    given = support | shard.put(mesh, "support", more, rules + shard.METHOD)
     v = jax.jit(jax.vmap(start, in_axes=(0, None, None, 0)))(keys, world.model, consts, given)
     jax.block_until_ready(v)  # on a CPU, two programs under way with collectives can wait for each other for ever
     batch = min(recipe.get("batch", M), M)
