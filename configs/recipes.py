@@ -109,15 +109,18 @@ CACHE = {"alpha": 1.17, "beta": 1.0, "search_scale": (7.0, 3.0), "search_step": 
 CACHE |= {"scale": 0.0, "k": 0}
 
 
+VIEWS = 10  # random crops of each training image, the mean of which is its key, where data.augment is "crop"
+
+
 def tip_adapter():
     """Tip-Adapter, configs/imagenet.yaml of its repository; those of the other benchmarks are in `published`."""
-    return ConfigDict({"hyper": CACHE})
+    return ConfigDict({"hyper": CACHE, "views": VIEWS})
 
 
 def tip_adapter_f():
     """Tip-Adapter-F, as tip_adapter; its optimiser and schedule are in its main.py."""
     optimizer = {"name": "adamw", "lr": 1e-3, "wd": 0.01, "eps": 1e-4, "schedule": {"name": "cosine"}}
-    return tuned(CACHE, optimizer, 256, 20)
+    return tuned(CACHE, optimizer, 256, 20, views=VIEWS)
 
 
 def xmadapter():

@@ -37,6 +37,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 if "VLMX_TEST_CACHE" not in os.environ:  # the first process of the run owns it
     os.environ["VLMX_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vlmx-tests-")
     atexit.register(shutil.rmtree, os.environ["VLMX_TEST_CACHE"], ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = os.environ["VLMX_TEST_CACHE"]  # features are stored there, never in a person's cache
 
 # Last on the path: `configs` is found, and an installed vlmx still goes before the clone's.
 sys.path.append(str(Path(__file__).parent.parent))

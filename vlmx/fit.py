@@ -53,7 +53,11 @@ def fit(world, run, method, recipe, consts, labels, draws, meta, folder, prior=N
     def start(key, model, consts, support):
         return methods.start(method, key, model, consts, support)
 
-    given = support | (shard.put(mesh, "support", {"prior": prior}, rules + shard.METHOD) if prior else {})
+    more = {"prior": prior} if prior else {}
+    if recipe.get("views") and "views" in world.stored:
+        views = [[world.stored["views"][i][: recipe.views] for i in row] for row in padded_rows(draws).tolist()]
+        more["views"] = np.moveaxis(np.array(views), 2, 1)  # [S,V,M,E]
+    given = support | shard.put(mesh, "support", more, rules + shard.METHOD)
     v = jax.jit(jax.vmap(start, in_axes=(0, None, None, 0)))(keys, world.model, consts, given)
     jax.block_until_ready(v)  # on a CPU, two programs under way with collectives can wait for each other for ever
     own = functools.partial(cut, start, keys[0], world.model, consts, given, draws)
@@ -166,9 +170,8 @@ def fit_apart(n, world, run, method, recipe, consts, labels, draws, meta, folder
 def support_of(world, labels, draws):
     """The training sets, `[S, M, ...]`: "label", and "features" where they are stored. A set that is smaller than the
     largest one is filled up with copies of its first image, of label -1: no class."""
-    M, stored = max(len(draw.train) for draw in draws), world.stored.get("train")
-    label = np.full((len(draws), M), -1, np.int32)
-    rows = np.stack([np.pad(draw.train, (0, M - len(draw.train)), constant_values=draw.train[0]) for draw in draws])
+    rows, stored = padded_rows(draws), world.stored.get("train")
+    label = np.full(rows.shape, -1, np.int32)
     for s, draw in enumerate(draws):
         label[s, : len(draw.train)] = protocols.relabel(world.dataset.train.labels[draw.train], labels)
     found = {"label": label}
@@ -177,13 +180,24 @@ def support_of(world, labels, draws):
     return found
 
 
+def padded_rows(draws):
+    """The rows of the draws' training images, `(S, M)`, the last ones of a smaller set its first image's."""
+    M = max(len(draw.train) for draw in draws)
+    return np.stack([np.pad(draw.train, (0, M - len(draw.train)), constant_values=draw.train[0]) for draw in draws])
+
+
 def cut(start, key, model, consts, support, draws, v):
     """The trees of draws, a list, from their stack `[S, ...]`, without what stands for the rows that a smaller training
     set was filled up with."""
 
     def shapes(M):
-        own = {k: a[0, :M] for k, a in support.items() if k != "prior"}
-        own |= {k: jax.tree.map(lambda a: a[0], tree) for k, tree in support.items() if k == "prior"}
+        images = {"label": 0, "features": 0, "views": 1}  # the axis on which they are
+
+        def one(a, axis=None):
+            shape = [M if i == axis else n for i, n in enumerate(a.shape[1:])]
+            return jax.ShapeDtypeStruct(shape, a.dtype)
+
+        own = {k: jax.tree.map(functools.partial(one, axis=images.get(k)), tree) for k, tree in support.items()}
         return jax.eval_shape(start, key, model, consts, own)
 
     sizes = {M: shapes(M) for M in {len(draw.train) for draw in draws}}

@@ -62,6 +62,7 @@ class Method(NamedTuple):
               (B,), "index" (B,), "weight" (B,).
     init:     (key, model, consts, support) -> v, for one seed. `support` holds this seed's training set:
               "label" (M,) and, where `needs` is "features" or images are not augmented, "features" (M, E); where the
+              recipe asks for views and images are augmented, "views" (V, M, E), features of random crops; where the
               method has a prior, also "prior" {"text_features": (C, E)}, what that one has learnt.
     loss:     (out, batch) -> (scalar, metrics).
     setup:    (model, task) -> consts: frozen, computed once for a list of classes, shared by seeds.

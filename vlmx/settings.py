@@ -16,7 +16,7 @@ from vlmx.errors import UserError, unknown
 from vlmx.files import write_json
 
 # What may change from one session of a run to the next: no number depends on it.
-FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "checkpoint_keep")
+FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "features.", "checkpoint_keep")
 FREE += ("steps_per_call", "seeds_per_program")
 
 
@@ -39,6 +39,8 @@ def check(config):
         raise UserError(f"shots: expected a positive number of images a class, or -1 for all; got {config.shots}.")
     if len(set(shots(config))) < len(shots(config)):
         raise UserError(f"shots: expected different numbers; got {config.shots}.")
+    if not config.features.limit > 0:
+        raise UserError(f"features.limit: expected GiB, more than 0; got {config.features.limit}; no store: dir=off.")
     if config.data.name not in task.known():
         raise unknown("data set", config.data.name, task.known())
     shard.check(config.shardings, ("model", *config.methods))

@@ -249,3 +249,11 @@ def everyone(items):
     longest = int(multihost_utils.process_allgather(np.array(len(text))).max())
     texts = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=32))
     return [item for row in texts for item in json.loads(row.tobytes())]
+
+
+def agreed(values):
+    """Where every process has the same of int32 `(n,)`: bool `(n,)`, the same on all of them."""
+    if jax.process_count() == 1:
+        return np.ones(len(values), bool)
+    every = multihost_utils.process_allgather(values)
+    return (every == every[0]).all(0)

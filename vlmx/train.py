@@ -79,21 +79,27 @@ def run(config, workdir, go_on=False):
     # ---------------------------------------------------------------- frozen features, each image once
     center = functools.partial(transforms.center, size=size)
     reading = {"workers": config.data.workers, "upright": dataset.upright}
-    encode = functools.partial(features.encode, model, transform=center, batch=config.eval_batch, mesh=mesh, **reading)
+    kept = {"store": features.open_store(config.features), "digest": digest}
+    encode = functools.partial(features.encode, model, batch=config.eval_batch, mesh=mesh, **kept, **reading)
     stored, tests = {}, {}
     for of, data in {"": dataset, **targets}.items():
         unreadable = []
-        found = encode(data.test, what=f"{of} test images".strip(), bad=unreadable, upright=data.upright)
+        found = encode(data.test, center, what=f"{of} test images".strip(), bad=unreadable, upright=data.upright)
         if unreadable and config.data.bad_images == "stop":
             raise UserError(pipeline.stop_message(unreadable, len(data.test.labels)))
         tests[of] = Test(data, found)
         bad += unreadable
     read = any(method.needs == "features" and name != config.reference for (name, _), method in made.items())
+    views = max(settings.recipe_of(config, *cell).get("views", 0) for cell in cells)
+    crop = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
     if read or (trains and config.data.augment == "none"):
         for part in ("train", "val"):
             used = used_rows(problems, part)
-            part_features = encode(fewshot.take(getattr(dataset, part), used), what=f"{part} images")
-            stored[part] = dict(zip(used.tolist(), part_features.features, strict=True))
+            images = fewshot.take(getattr(dataset, part), used)
+            stored[part] = dict(zip(used.tolist(), np.asarray(encode(images, center, what=f"{part} images").features)))
+            if part == "train" and views and config.data.augment == "crop":
+                crops = encode(images, crop, views=views, what="crops of train images").features
+                stored["views"] = dict(zip(used.tolist(), crops.swapaxes(0, 1)))
 
     # ---------------------------------------------------------------- zero-shot, before anything is trained
     world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored, tests)

@@ -32,7 +32,7 @@ class World(NamedTuple):
     digest: str
     transform: Callable  # image -> uint8 [S, S, 3], as in testing
     reading: dict  # how images are read: the arguments of data/pipeline.py
-    stored: dict  # "train", "val": row of the split -> feature (E,)
+    stored: dict  # "train", "val": row of the split -> feature (E,); "views": row of "train" -> its crops' (V, E)
     tests: dict  # "" and the names of the targets -> Test
 
 

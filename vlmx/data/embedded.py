@@ -4,14 +4,17 @@ The images of a scene benchmark are drawn when asked for, from a seed that is th
 """
 
 import functools
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vlmx.data import scenes
+from vlmx.data import glyphs, scenes
 from vlmx.data.task import Dataset, Split
 
 # A grid of colours by kinds: every class shares its colour with some classes and its kind with others.
@@ -46,6 +49,13 @@ def _handwriting():
     return np.minimum(digits.images * 16, 255).astype(np.uint8), digits.target.astype(np.int32)
 
 
+@functools.cache
+def _drawn_by():
+    """What decides the pixels beside the description: the code, and the libraries that draw."""
+    code = b"".join(Path(file).read_bytes() for file in (__file__, scenes.__file__, glyphs.__file__))
+    return f"{hashlib.sha256(code).hexdigest()} {[version(p) for p in ('pillow', 'numpy', 'matplotlib')]}"
+
+
 @dataclass(frozen=True)
 class Handwriting(Sequence):
     """Images of `index`, white on black, enlarged to 64x64."""
@@ -58,6 +68,9 @@ class Handwriting(Sequence):
     def __getitem__(self, i):
         image = Image.fromarray(_handwriting()[0][self.index[i]])
         return np.asarray(image.resize((scenes.SIDE, scenes.SIDE), Image.Resampling.BICUBIC))
+
+    def identity(self, i):
+        return f"handwriting {_handwriting()[0][self.index[i]].tobytes().hex()} {_drawn_by()}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,9 @@ class Drawn(Sequence):
             raise IndexError(i)
         i %= self.count
         return _shifted(self.shift, scene(self.benchmark, self.part, i), i)
+
+    def identity(self, i):
+        return f"{self.benchmark} {self.shift} {self.part} {i} {_drawn_by()}"
 
 
 def scene(benchmark: str, part: str, i: int) -> scenes.Scene:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlmx.data import task
 from vlmx.data.task import Dataset, Split
 from vlmx.errors import UserError, unknown
 
@@ -76,6 +77,9 @@ class Picked(Sequence):
 
     def __getitem__(self, i):
         return self.of[int(self.index[i])]
+
+    def identity(self, i):
+        return task.identity(self.of, int(self.index[i]))
 
 
 def take(split: Split, index: Sequence[int]) -> Split:

@@ -58,16 +58,18 @@ def eval_batches(
     upright: bool = False,
     process: tuple[int, int] = (0, 1),
     bad: list[Bad] | None = None,
+    draws: np.ndarray | None = None,
 ) -> Iterator[dict]:
     """The split in order, once: this process's rows of each global batch of `batch`.
 
     Yields {"image": u8 [b, S, S, 3], "label": i32 [b], "index": i32 [b] (position in the split), "weight": f32 [b]}
     with b = batch / number of processes. Rows that fill up the last batch have weight 0, index -1 and label 0. An
     unreadable image has weight 0 too; it is appended to `bad`, or, if no list is given, the pass ends in a UserError
-    that lists all of them. `transform(image)` -> uint8 [S, S, 3].
+    that lists all of them. `transform(image)` -> uint8 [S, S, 3]; with `draws`, the words [n, k] of a random key for
+    each image, `transform(image, rng=numpy Generator)`.
     """
     share = _share(batch, process)
-    make = functools.partial(_eval_batch, split, transform, batch, upright, share)
+    make = functools.partial(_eval_batch, split, transform, batch, upright, share, draws)
     found = [] if bad is None else bad
     for made, unreadable in _stream(make, 0, -(-len(split.labels) // batch), workers, [split]):
         found += unreadable
@@ -137,9 +139,14 @@ def _share(batch: int, process: tuple[int, int]) -> slice:
     return slice(i * (batch // n), (i + 1) * (batch // n))
 
 
-def _eval_batch(split, transform, batch, upright, share, step):
+def _eval_batch(split, transform, batch, upright, share, draws, step):
     index = np.arange(step * batch, (step + 1) * batch)[share]
-    return _fill(split, np.where(index < len(split.labels), index, -1), lambda row, img: transform(img), upright)
+    index = np.where(index < len(split.labels), index, -1)
+
+    def draw(row, img):
+        return transform(img) if draws is None else transform(img, rng=np.random.default_rng(draws[index[row]]))
+
+    return _fill(split, index, draw, upright)
 
 
 def _train_batch(splits, augment, batch, seeds, upright, share, step):

@@ -3,6 +3,7 @@
 `load` finds the reader by the name in the config; no reader knows a model, a method or a device.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from vlmx.errors import UserError, unknown
 
 
 class Split(NamedTuple):
-    """`images[i]` is a path (str), encoded bytes, or a uint8 array [H, W] or [H, W, 3]; picklable, lazy."""
+    """`images[i]` is a path (str), encoded bytes, or a uint8 array [H, W] or [H, W, 3]; picklable, lazy.
+
+    Where it takes work to make an image, `images.identity(i)` may say in a text what it is, without making it.
+    """
 
     images: Sequence
     labels: np.ndarray  # [n] int32
@@ -47,6 +51,24 @@ class Files(Sequence):
 
     def __getitem__(self, i):
         return os.path.join(self.root, self.names[i])
+
+
+def identity(images: Sequence, i: int) -> str:
+    """A text that no other image has, and image i no more once it has changed: of a file its path, size and times, of
+    bytes or an array their SHA-256, unless `images` has an `identity(i)` of its own."""
+    if hasattr(images, "identity"):
+        return images.identity(i)
+    image = images[i]
+    if isinstance(image, (str, os.PathLike)):
+        path = os.path.abspath(image)
+        try:
+            s = os.stat(path)
+        except OSError:
+            return path  # it cannot be read, so nothing will be found under this
+        return f"{path}\n{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}"
+    if isinstance(image, np.ndarray):
+        return f"{image.shape} {image.dtype} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}"
+    return hashlib.sha256(image).hexdigest()
 
 
 def split(root: str | os.PathLike, names: Sequence[str], labels: Sequence[int]) -> Split:

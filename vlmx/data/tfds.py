@@ -4,6 +4,8 @@ CoOp's items are selected by file name where its split file is there; else the b
 UCF101 (videos) and FGVC-Aircraft have no builder of use.
 """
 
+import functools
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmx.data import annotations, classification
+from vlmx.data import annotations, classification, task
 from vlmx.data.annotations import Item
 from vlmx.data.task import Dataset, Split
 from vlmx.errors import UserError
@@ -71,6 +73,17 @@ class Records(Sequence):
     def __getitem__(self, i):
         source, row = self.rows[i].tolist()
         return self.sources[source][row]["image"]
+
+    def identity(self, i):
+        source, row = self.rows[i].tolist()
+        return f"{self._files[source]}\n{row}"
+
+    @functools.cached_property
+    def _files(self):
+        """Of each source: its part, and a digest of the files of its data set, by name, size and times."""
+        folders = [sorted(map(str, Path(source.dataset_info.data_dir).iterdir())) for source in self.sources]
+        files = ["\n".join(task.identity(folder, i) for i in range(len(folder))) for folder in folders]
+        return [f"{s.split} {hashlib.sha256(text.encode()).hexdigest()}" for s, text in zip(self.sources, files)]
 
 
 def load(data, workdir: str | os.PathLike) -> Dataset:
