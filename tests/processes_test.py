@@ -28,13 +28,13 @@ PIXELS = (
 )  # fmt: skip
 
 
-def start(workdir, *args, devices=1, log=None, before=None, **environment):
+def start(workdir, *args, devices=1, log=None, before=None, verb="main", **environment):
     """The command on `devices` fake devices, in a process of its own which calls `before` first."""
     env = os.environ | environment | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }  # fmt: skip
-    command = [sys.executable, "-m", "vlmx.main", *args, "--workdir", str(workdir)]
+    command = [sys.executable, "-m", f"vlmx.{verb}", *args, "--workdir", str(workdir)]
     log = open(log or f"{workdir}.log", "w")
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, preexec_fn=before)
 

@@ -1,6 +1,7 @@
 """Runs that are killed, or whose folder cannot be written: nothing is lost, and they go on to the same numbers."""
 
 import ctypes
+import functools
 import os
 import random
 import resource
@@ -53,6 +54,29 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_numbers(whole, tmp_path
     assert start(run, *OFTEN).wait() == 0, (tmp_path / "run.log").read_text()
     assert numbers(run) == numbers(whole) and tuned(run) == tuned(whole)
     assert not list(run.glob("*/steps/*tmp*"))
+
+
+SWEEP = (
+    "--configs", "configs/digits.py,configs/textures.py", "--methods", "tip_adapter,taskres", "--shots", "1,2",
+    "--seeds", "2", "--protocols", "few_shot", "--config.recipe.taskres.epochs=6", "--config.checkpoint_every=2",
+)  # fmt: skip
+
+
+def test_a_sweep_killed_at_random_moments_goes_on_to_the_same_numbers(tmp_path):
+    """From an empty store of features each time: the encoder is killed too."""
+    figures = []
+    for name in ("whole", "cut"):
+        run, moments = tmp_path / name, random.Random(1)
+        go = functools.partial(start, run, *SWEEP, verb="sweep", XDG_CACHE_HOME=str(tmp_path / f"{name}-cache"))
+        for _ in range(KILLS if name == "cut" else 0):
+            process = go()
+            time.sleep(moments.uniform(3, 15))
+            process.kill()
+            process.wait()
+        assert go().wait() == 0, (tmp_path / f"{name}.log").read_text()
+        rows = [line.rpartition(",")[0] for line in (run / "results.csv").read_text().splitlines()]  # without seconds
+        figures.append((rows, tuned(run)))
+    assert figures[0] == figures[1] and len(figures[0][1]) == 2 * 2 * 2 * 2
 
 
 def small_files_only():
