@@ -21,7 +21,7 @@ SHIFTS = {
     "imagenet": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
     "objects": ("objects_sketch", "objects_noise", "objects_inverted", "objects_lowres"),
 }
-TOP = ("shots", "seeds", "protocols", "root", "model")
+TOP = ("shots", "seeds", "protocols", "root", "model", "lr")
 
 
 def benchmark(
@@ -31,7 +31,8 @@ def benchmark(
 
     Args: name: of the data set (vlmx/data/task.py). arg: behind the colon, `method[,method...][,key=value...]`: methods
     of configs/recipes.py (default: `methods`), or several of them joined by "+" (vlmx/combine.py), hyper-parameters of
-    these, or shots, seeds (a number n for 1..n), protocols, root, model; `smoke` makes everything small. model,
+    these, or shots, seeds (a number n for 1..n), protocols, root, model, or lr, one learning rate or several to be
+    trained with side by side; `smoke` makes everything small. model,
     augment, methods, protocols: of this benchmark. published: {method: what its paper changes in its recipe for this
     benchmark}. data: further fields of config.data.
     """
@@ -127,6 +128,11 @@ def apply(config, settings):
             config.seeds = tuple(range(1, value + 1)) if isinstance(value, int) else tuple(value)
         elif key == "protocols":
             config.protocols = tuple(value.split("+")) if isinstance(value, str) else tuple(value)
+        elif key == "lr":
+            several = value if isinstance(value, tuple) else (value,)
+            if not several or not all(isinstance(rate, (int, float)) for rate in several):
+                raise UserError(f"--config ...:lr={value}: expected a number, or several as in lr=(0.001,0.01).")
+            rates(config, several)
         elif key in ("root", "model"):
             (config.data if key == "root" else config.model).update({"root" if key == "root" else "name": str(value)})
         elif key == "shots":
@@ -144,3 +150,19 @@ def apply(config, settings):
                     recipe[protocol] = ConfigDict(kept)  # what is asked for by name holds in every protocol
         else:
             raise unknown("setting behind the colon of --config", key, [*TOP, *hyper])
+
+
+def rates(config, values):
+    """Each method that takes gradient steps with each of these learning rates, of several under a name that says it."""
+    names = []
+    for name in config.methods:
+        recipe = config.recipe.get(name) or {}
+        for value in values if "optimizer" in recipe else ():
+            one = recipe.copy_and_resolve_references()
+            one.optimizer.lr = float(value)
+            names.append(name if len(values) == 1 else f"{name}_lr{value:g}".replace(".", "_"))
+            if len(values) > 1:
+                one.method = one.get("method", name)
+            config.recipe[names[-1]] = one
+        names += [name] if "optimizer" not in recipe else []
+    config.methods = tuple(names)

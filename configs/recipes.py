@@ -127,7 +127,7 @@ def xmadapter():
     """XMAdapter (arXiv 2404.12588): no code is public; as Tip-Adapter-F where the paper is silent, the rest is ours."""
     recipe = tip_adapter_f()
     ours = {"train_keys": True, "text_cache": "coop", "reduction": 4, "gamma": 0.8, "adapt_gamma": "scalar"}
-    recipe.hyper.update(ours | {"gamma_rate": 100.0, "lam": 1.0, "hard_scale": 1.0, "mask_self": False})
+    recipe.hyper.update(ours | {"lam": 1.0, "hard_scale": 1.0, "mask_self": False})
     return recipe
 
 

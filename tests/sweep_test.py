@@ -60,9 +60,9 @@ def test_the_next_run_tries_what_failed_and_adds_a_method_and_shots(swept, monke
     workdir, _ = swept
     before, made, real = cells(workdir), [], train.fit
 
-    def fit(world, run, *args):
-        made.append((run, [(draw.shots, draw.seed) for draw in args[4]]))
-        return real(world, run, *args)
+    def fit(world, runs, *args):
+        made.append((runs[0], [(draw.shots, draw.seed) for draw in args[4]]))
+        return real(world, runs, *args)
 
     monkeypatch.setattr(train, "fit", fit)
     assert go(workdir, methods="zero_shot,coop,linear_probe") == 0

@@ -78,6 +78,20 @@ def test_trainings_that_do_not_fit_into_the_memory_are_halved(together, tmp_path
     same(tuned(tmp_path), {k: v for k, v in tuned(together[0]).items() if k.startswith("taskres")})
 
 
+def test_learning_rates_side_by_side_are_each_of_them_alone(tmp_path):
+    several = config("coop,taskres,lr=(0.001,0.02)")
+    assert several.methods == ("coop_lr0_001", "coop_lr0_02", "taskres_lr0_001", "taskres_lr0_02")
+    one = config("coop,taskres,lr=0.02")
+    for c in (several, one):
+        c.methods = tuple(name for name in c.methods if "taskres" in name)
+    results = train.run(several, tmp_path / "several")
+    assert train.run(one, tmp_path / "one")["runs"][0]["curve"]["lr"] == results["runs"][2]["curve"]["lr"]
+    found = tuned(tmp_path / "several")
+    assert len(found) == 2 * 4 and len(list((tmp_path / "several").glob("*/steps"))) == 1  # one program
+    mine = {name.replace("_lr0_02", ""): v for name, v in found.items() if "lr0_02" in name}
+    same(mine, tuned(tmp_path / "one"))
+
+
 def test_a_call_has_fewer_steps_where_they_are_dear(together, tmp_path, monkeypatch):
     monkeypatch.setitem(fit.CALL, "cpu", 1)
     results = train.run(config("taskres"), tmp_path)

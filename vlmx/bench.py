@@ -151,7 +151,8 @@ def _world(c, workdir):
     seconds = time.perf_counter() - start
     stored = {part: dict(enumerate(found[part].features)) for part in ("train", "val")}
     tests = {"": Test(dataset, found["test"])}
-    return World(c, workdir, mesh, dataset, model, tokenizer, digest, transform, {}, stored, tests), problem, seconds
+    world = World(c, workdir, mesh, dataset, model, tokenizer, digest, transform, {}, stored, tests, {})
+    return world, problem, seconds
 
 
 def _sweep_at_once(world, problem):

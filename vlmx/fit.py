@@ -27,18 +27,19 @@ CALL = {"cpu": 1e12}  # floating-point operations of one compiled call, a few se
 ELSEWHERE = 1e14
 
 
-def fit(world, run, method, recipe, consts, labels, draws, meta, folder, prior=None):
+def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=None, rates=None):
     """Gradient steps for `draws`, trainings of one length, at once; their trees `v`, a list.
 
-    Args: run: its name, without the shots. labels: the classes trained on. meta: what a checkpoint says of itself.
-    prior: what the method's init gets as support["prior"], `[S, ...]`.
+    Args: runs: the name of each, without the shots. labels: the classes trained on. meta: what a checkpoint says of
+    itself. prior: what the method's init gets as support["prior"], `[S, ...]`. rates: each one's learning rate, where
+    they differ.
 
     Goes on from the latest checkpoint in `folder` where there is one. A tree is that of the last step or, where
     config.checkpoint_best asks for it, the best on the draw's validation images, among the regular checkpoints. Draws
     that do not fit into the memory together are halved until they do, or config.seeds_per_program says how many.
     """
-    config, mesh, most = world.config, world.mesh, world.config.seeds_per_program
-    apart = lambda n: fit_apart(n, world, run, method, recipe, consts, labels, draws, meta, folder, prior)
+    config, mesh, most, run = world.config, world.mesh, world.config.seeds_per_program, runs[0]
+    apart = lambda n: fit_apart(n, world, runs, method, recipe, consts, labels, draws, meta, folder, prior, rates)
     if most and len(draws) > most:
         return apart(most)
     rules = shard.rules_of(config.shardings, meta["method"])
@@ -64,9 +65,15 @@ def fit(world, run, method, recipe, consts, labels, draws, meta, folder, prior=N
     if not total:
         return own(shard.gather(mesh, v))
     one = jax.eval_shape(lambda tree: jax.tree.map(lambda a: a[0], tree), v["train"])
-    tx, schedule = optim.make(recipe.optimizer, per_epoch, total, one)
+    make = lambda rate: optim.make({**recipe.optimizer, "lr": rate}, per_epoch, total, one)
+    if rates:
+        tx, schedules = optim.rated(recipe.optimizer, per_epoch, total, one), [make(rate)[1] for rate in rates]
+        opt = jax.jit(jax.vmap(tx.init))(v["train"], jnp.asarray(rates, jnp.float32))
+    else:
+        tx, schedule = make(recipe.optimizer.lr)
+        opt, schedules = jax.jit(jax.vmap(tx.init))(v["train"]), [schedule] * len(draws)
     pixels = settings.uses_pixels(config, method, recipe)
-    state = {**v, "opt": jax.jit(jax.vmap(tx.init))(v["train"]), "step": np.zeros((), np.int32)}
+    state = {**v, "opt": opt, "step": np.zeros((), np.int32)}
     if pixels and (images := on_device(world, [draw.train for draw in draws])) is not None:
         support |= shard.put(mesh, "support", {"image": images}, rules + shard.METHOD)
     streamed = pixels and "image" not in support
@@ -74,7 +81,7 @@ def fit(world, run, method, recipe, consts, labels, draws, meta, folder, prior=N
     state, consts, where = shard.lay_out(mesh, state, consts, support, world.model, rules)
 
     # ---- go on where it was
-    meta = meta | {"draws": [[draw.shots, draw.seed] for draw in draws], "total_steps": total}
+    meta = meta | {"draws": [[draw.shots, draw.seed] for draw in draws], "total_steps": total, "rates": rates}
     nothing = {"accuracy": np.full(len(draws), -1, np.float32), "step": np.zeros(len(draws), np.int32)}
     best = {**shard.gather(mesh, v), **nothing} if config.checkpoint_best else {}
     whole = lambda: {**state, "best": shard.place(best, shard.on(mesh))} if best else state
@@ -107,14 +114,14 @@ def fit(world, run, method, recipe, consts, labels, draws, meta, folder, prior=N
             return apart(half)
     count = partition.count(one)
     share = 100 * count / partition.count(world.model.params)
-    several = f"{len(draws)} trainings" if len({draw.shots for draw in draws}) > 1 else f"{len(draws)} seeds"
+    several = f"{len(draws)} " + ("trainings" if rates or len({draw.shots for draw in draws}) > 1 else "seeds")
     say(f"{run}: {count:,} trained parameters ({share:.3g} % of the model), {several} at once")
     say(f"{run}: {' or '.join(map(str, sorted({len(d.train) for d in draws})))} images, {total} steps of {batch}")
     if done:
         say(f"{run}: going on after step {done} of {total}")
 
     # ---- steps
-    names = [run + settings.label(config, draw.shots) for draw in draws]
+    names = [name + settings.label(config, draw.shots) for name, draw in zip(runs, draws, strict=True)]
     logger = logs.Logs(world.workdir)
     for name in dict.fromkeys(names):
         logger.begin(name, done, seeds=[draw.seed for draw, its in zip(draws, names) if its == name])
@@ -129,9 +136,9 @@ def fit(world, run, method, recipe, consts, labels, draws, meta, folder, prior=N
             metrics = finite.means(metrics, bad)  # [S]
             done += K
             if done % per_epoch == 0 or K > 1 or bad.any():
-                rate = float(schedule(done - 1))
-                for s, (name, draw) in enumerate(zip(names, draws)):
-                    logger.write(done, {k: m[s] for k, m in metrics.items()} | {"lr": rate}, seed=draw.seed, run=name)
+                for s, (name, draw, schedule) in enumerate(zip(names, draws, schedules)):
+                    values = {k: m[s] for k, m in metrics.items()} | {"lr": schedule(done - 1)}
+                    logger.write(done, values, seed=draw.seed, run=name)
                 bar.set_postfix(loss=f"{metrics['loss'].mean():.3f}", refresh=False)
             bar.update(K)
             leave = told(done // K) and done < total
@@ -157,13 +164,16 @@ def fit(world, run, method, recipe, consts, labels, draws, meta, folder, prior=N
     return own({"train": best["train"], "fixed": best["fixed"]})
 
 
-def fit_apart(n, world, run, method, recipe, consts, labels, draws, meta, folder, prior):
+def fit_apart(n, world, runs, method, recipe, consts, labels, draws, meta, folder, prior, rates):
     """`fit`, n draws at a time, each part with a folder of its own."""
     found = []
     for i in range(0, len(draws), n):
-        part = jax.tree.map(lambda a, i=i: a[i : i + n], prior)
+        mine = slice(i, i + n)
+        part, its_rates = jax.tree.map(lambda a, mine=mine: a[mine], prior), rates and rates[mine]
         where = folder.with_name(f"{folder.name}-{i // n + 1}_of_{-(-len(draws) // n)}")
-        found += fit(world, run, method, recipe, consts, labels, draws[i : i + n], meta, where, part)
+        found += fit(
+            world, runs[mine], method, recipe, consts, labels, draws[mine], meta, where, part, its_rates
+        )  # fmt: skip
     return found
 
 

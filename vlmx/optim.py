@@ -135,6 +135,24 @@ def make(config, steps_per_epoch, total_steps, params):
     return (optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx), schedule
 
 
+def rated(config, steps_per_epoch, total_steps, params):
+    """`make`, for trainings that are one program and differ in their rate: a transformation, `init` of which takes
+    (params, rate). The rate is a part of the state, where vmap finds each training's own.
+    """
+
+    def of(rate):
+        return make({**config, "lr": rate}, steps_per_epoch, total_steps, params)[0]
+
+    def init(params, rate):
+        return {"rate": rate, "inner": of(rate).init(params)}
+
+    def update(grads, state, params=None):
+        updates, inner = of(state["rate"]).update(grads, state["inner"], params)
+        return updates, {"rate": state["rate"], "inner": inner}
+
+    return optax.GradientTransformation(init, update)
+
+
 def steps(duration, per_epoch, batch=None, total=None):
     """A duration in steps: "20 epochs", "500 steps" (or a bare number), "100000 examples" (needs `batch`), "2 percent"
     (of `total` steps) -> int, rounded. UserError for anything else."""

@@ -125,6 +125,17 @@ def recipe_of(config, name, protocol=None):
     return recipe
 
 
+def alike(config, name, protocol):
+    """The methods of the config, `name` among them, whose recipes differ from its own in the learning rate alone."""
+
+    def but_rate(name):
+        recipe = recipe_of(config, name, protocol).to_dict()
+        optimizer = {k: v for k, v in recipe.get("optimizer", {}).items() if k != "lr"}
+        return {"method": name, **recipe, "optimizer": optimizer}
+
+    return [other for other in config.methods if but_rate(other) == but_rate(name)]
+
+
 def epochs_of(recipe, shots):
     """Passes over the training set: `epochs`, or, where that is 0, the published number for so many shots."""
     if recipe.get("epochs"):

@@ -102,7 +102,7 @@ def run(config, workdir, go_on=False):
                 stored["views"] = dict(zip(used.tolist(), crops.swapaxes(0, 1)))
 
     # ---------------------------------------------------------------- zero-shot, before anything is trained
-    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored, tests)
+    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored, tests, {})
     reference = methods.make(config.reference)
     everything = protocols.Part(tuple(range(len(dataset.classnames))), np.arange(sizes["test"]))
     consts = reference.setup(model, words(world, everything.labels))
@@ -320,29 +320,41 @@ def identity(world, name, protocol, training, classes):
 
 
 def learn(world, name, protocol, method, consts, labels, draws):
-    """The trees of draws, a list, trained and searched; the method's prior, where it has one, first. Trainings of one
-    length run together; one that is there is read back."""
+    """The trees of draws, a list, trained and searched; the method's prior, where it has one, first.
+
+    Trainings of one length run together, with those of methods that differ in the learning rate alone, which are kept
+    until it is their turn; one that is there is read back."""
     config, classes, prior = world.config, words(world, labels), None
+    family = settings.alike(config, name, protocol) or [name]
+    key = protocol, *((draw.shots, draw.seed) for draw in draws)
+    if (name, *key) in world.learnt:
+        return world.learnt.pop((name, *key))
     if method.prior:
         earlier = settings.make(config, method.prior, protocol)
         facts, one = earlier.setup(world.model, classes), {"features": np.ones((1, world.model.config.embed_dim), "f4")}
         v = stack(learn(world, method.prior, protocol, earlier, facts, labels, draws))
         text = lambda v, model, facts: earlier.apply(v, model, facts, one, None, False)["text_features"]
         prior = {"text_features": np.asarray(jax.jit(jax.vmap(text, in_axes=(0, None, None)))(v, world.model, facts))}
-    recipe, training = settings.recipe_of(config, name, protocol), settings.trained_as(config, name, protocol)
-    run, of = f"{name}-{training}", identity(world, name, protocol, training, classes)
+    recipe, training = settings.recipe_of(config, family[0], protocol), settings.trained_as(config, family[0], protocol)
+    of = identity(world, family[0], protocol, training, classes)
     pixels, groups = settings.uses_pixels(config, method, recipe), {}
     for s, draw in enumerate(draws):
-        alike = settings.length(recipe, draw)[1:] + ((len(draw.train),) if pixels else ())
-        groups.setdefault(alike, []).append(s)
-    fitted = [None] * len(draws)
+        like = settings.length(recipe, draw)[1:] + ((len(draw.train),) if pixels else ())
+        groups.setdefault(like, []).append(s)
+    found = {other: [None] * len(draws) for other in family}
     for group in groups.values():
-        mine = [draws[s] for s in group]
-        theirs = jax.tree.map(lambda a, group=group: a[np.array(group)], prior)
-        folder = world.workdir / run.replace(".", "_") / steps_folder(config, mine)
-        for s, v in zip(group, fit(world, run, method, recipe, consts, labels, mine, of, folder, theirs)):
-            fitted[s] = search(world, method, v, consts, labels, draws[s]) if method.finalize else v
-    return fitted
+        mine, pairs = [draws[s] for s in group], [(other, s) for other in family for s in group]
+        folder = world.workdir / f"{family[0]}-{training}".replace(".", "_") / steps_folder(config, mine)
+        theirs = jax.tree.map(lambda a, pairs=pairs: a[np.array([s for _, s in pairs])], prior)
+        runs = [f"{other}-{training}" for other, _ in pairs]
+        rate = {other: settings.recipe_of(config, other, protocol).get("optimizer", {}).get("lr") for other in family}
+        rates = [rate[other] for other, _ in pairs] if len(family) > 1 else None
+        every = mine * len(family)
+        fitted = fit(world, runs, method, recipe, consts, labels, every, of, folder, theirs, rates)
+        for (other, s), v in zip(pairs, fitted, strict=True):
+            found[other][s] = search(world, method, v, consts, labels, draws[s]) if method.finalize else v
+    world.learnt.update({(other, *key): trees for other, trees in found.items() if other != name})
+    return found[name]
 
 
 def steps_folder(config, draws):

@@ -34,6 +34,7 @@ class World(NamedTuple):
     reading: dict  # how images are read: the arguments of data/pipeline.py
     stored: dict  # "train", "val": row of the split -> feature (E,); "views": row of "train" -> its crops' (V, E)
     tests: dict  # "" and the names of the targets -> Test
+    learnt: dict  # (method, protocol, draws...) -> trees trained beside another method's, until it is their turn
 
 
 class Test(NamedTuple):

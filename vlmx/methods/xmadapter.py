@@ -7,7 +7,7 @@ No code is public. [paper] marks what its six equations fix, [ours] what they le
    that CoOp learned on the same shots. D = E / `reduction`, no biases, both outputs of unit length, both maps from one
    semi-orthogonal matrix, so that A_txt starts near the cosine of image and text; T of templates instead [ours].
 3. A = gamma A_img + (1 - gamma) A_txt, gamma is adapted [paper]: the sigmoid of a scalar, or of one number a class,
-   from `gamma` on, `gamma_rate` times as fast as the rest, which a few steps of 1e-3 would leave where it is [ours].
+   from `gamma` on [ours].
 4. logits = alpha exp(-beta (1 - A)) L + s f . W; alpha and beta are searched on validation afterwards [paper].
 5. Images about which the caches disagree count more [paper]: h = |P_img - P_txt|_1 / 2 with P the softmax of
    `hard_scale` times what one cache alone says, without gradient; image i's weight is (1 + lam h_i), divided by the
@@ -31,17 +31,15 @@ ADAPTED = ("scalar", "per_class", "no")
 
 def make(
     alpha=1.17, beta=1.0, search_scale=(7.0, 3.0), search_step=(200, 20), templates="dataset", scale=0.0, k=0,
-    train_keys=True, text_cache="coop", reduction=4, gamma=0.8, adapt_gamma="scalar", gamma_rate=100.0, lam=1.0,
+    train_keys=True, text_cache="coop", reduction=4, gamma=0.8, adapt_gamma="scalar", lam=1.0,
     hard_scale=1.0, mask_self=False,
 ):  # fmt: skip
     """Cache of two modalities. Args, the first seven as of tip_adapter:
 
     train_keys: or leave them as they are. text_cache: T is of this method, trained on the same shots ("coop"), or of
     "templates". reduction: E / D. gamma: the image cache's share at the start; with 0 or 1 there is one cache alone,
-    nothing to adapt and no disagreement. adapt_gamma: "scalar", "per_class" or "no". gamma_rate: how many times as fast
-    as the rest its logit learns: the number that is trained is the logit divided by it, and Adam's steps do not depend
-    on the size of a gradient. lam: of the hard samples; 0: every image counts alike. hard_scale: within h. mask_self:
-    leave an image's own entry out in training.
+    nothing to adapt and no disagreement. adapt_gamma: "scalar", "per_class" or "no". lam: of the hard samples; 0: every
+    image counts alike. hard_scale: within h. mask_self: leave an image's own entry out in training.
     """
     tip_adapter.check_templates("xmadapter", templates)
     if adapt_gamma not in ADAPTED:
@@ -61,8 +59,7 @@ def make(
             start = jax.nn.initializers.orthogonal()(key, (E, max(E // reduction, 1)))
             train |= {"meta": start, "img2txt": start}
         if image and text and adapt_gamma != "no":
-            logit = jnp.log(gamma / (1 - gamma))
-            train["gamma"] = jnp.full(C if adapt_gamma == "per_class" else (), logit / gamma_rate)
+            train["gamma"] = jnp.full(C if adapt_gamma == "per_class" else (), jnp.log(gamma / (1 - gamma)))
         return {"train": train, "fixed": fixed}
 
     def affinities(v, f):
@@ -78,7 +75,7 @@ def make(
         """The affinity `(B, M)` of both caches together."""
         if len(found) == 1:
             return next(iter(found.values()))
-        share = jax.nn.sigmoid(gamma_rate * v["train"]["gamma"]) if adapt_gamma != "no" else jnp.float32(gamma)
+        share = jax.nn.sigmoid(v["train"]["gamma"]) if adapt_gamma != "no" else jnp.float32(gamma)
         share = share[v["fixed"]["label"]] if share.ndim else share
         return share * found["image"] + (1 - share) * found["text"]
 
