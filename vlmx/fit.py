@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vlmx import checkpoint, evaluate, features, finite, logs, optim, partition, settings, shard
+from vlmx import checkpoint, evaluate, features, finite, logs, loop, optim, partition, settings, shard
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, transforms
-from vlmx.errors import PREEMPTED
 from vlmx.logs import say
 from vlmx.world import Test, predict
 
@@ -84,9 +83,9 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
     meta = meta | {"draws": [[draw.shots, draw.seed] for draw in draws], "total_steps": total, "rates": rates}
     nothing = {"accuracy": np.full(len(draws), -1, np.float32), "step": np.zeros(len(draws), np.int32)}
     best = {**shard.gather(mesh, v), **nothing} if config.checkpoint_best else {}
-    whole = lambda: {**state, "best": shard.place(best, shard.on(mesh))} if best else state
+    whole = lambda state: {**state, "best": shard.place(best, shard.on(mesh))} if best else state
     checkpoints = checkpoint.manager(folder, config.checkpoint_keep)
-    if (saved := checkpoint.restore(checkpoints, whole(), meta)) is not None:
+    if (saved := checkpoint.restore(checkpoints, whole(state), meta)) is not None:
         best, state = shard.gather(mesh, saved.pop("best")) if best else {}, saved
     done = int(state["step"])
 
@@ -125,38 +124,32 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
     logger = logs.Logs(world.workdir)
     for name in dict.fromkeys(names):
         logger.begin(name, done, seeds=[draw.seed for draw, its in zip(draws, names) if its == name])
-    with checkpoint.preemption() as told, logs.progress(total, run, start=done) as bar:
-        for xs in itertools.chain([first], batches) if done < total else ():
-            state, metrics = program(state, world.model, consts, support, xs, keys)
-            metrics = shard.gather(mesh, metrics)  # [K,S]
-            bad = metrics.pop("bad")
-            if config.nonfinite == "stop" and bad.any():
-                checkpoint.finish(checkpoints)
-                finite.refuse(run, done, [draw.seed for draw in draws], bad, state["train"])
+
+    def note(done, metrics):
+        bad = metrics.pop("bad")
+        if done % per_epoch == 0 or K > 1 or bad.any():
             metrics = finite.means(metrics, bad)  # [S]
-            done += K
-            if done % per_epoch == 0 or K > 1 or bad.any():
-                for s, (name, draw, schedule) in enumerate(zip(names, draws, schedules)):
-                    values = {k: m[s] for k, m in metrics.items()} | {"lr": schedule(done - 1)}
-                    logger.write(done, values, seed=draw.seed, run=name)
-                bar.set_postfix(loss=f"{metrics['loss'].mean():.3f}", refresh=False)
-            bar.update(K)
-            leave = told(done // K) and done < total
-            due = done % config.checkpoint_every < K or done == total  # at the same steps however often it was stopped
-            if due and best:
-                new = validate(world, method, state, consts, labels, draws, rules + shard.METHOD)
-                best = evaluate.better(best, new)
-                for name, draw, value in zip(names, draws, new["accuracy"]):
-                    logger.write(done, {"accuracy": value}, tag="val", seed=draw.seed, run=name)
-            if due or leave:
-                checkpoint.save(checkpoints, done, whole(), meta)
-            if leave:
-                checkpoint.finish(checkpoints)
-                say(f"{run}: told to stop, saved after step {done} of {total}; the same command goes on from there")
-                raise SystemExit(PREEMPTED)
-    logger.close()
-    checkpoint.finish(checkpoints)
+            for s, (name, draw, schedule) in enumerate(zip(names, draws, schedules)):
+                values = {k: m[s] for k, m in metrics.items()} | {"lr": schedule(done - 1)}
+                logger.write(done, values, seed=draw.seed, run=name)
+
+    def keep(done, state, due):
+        nonlocal best
+        if best and due:
+            new = validate(world, method, state, consts, labels, draws, rules + shard.METHOD)
+            best = evaluate.better(best, new)
+            for name, draw, value in zip(names, draws, new["accuracy"]):
+                logger.write(done, {"accuracy": value}, tag="val", seed=draw.seed, run=name)
+        return whole(state)
+
+    if done < total:
+        call = lambda state, xs: program(state, world.model, consts, support, xs, keys)
+        seeds = tuple(draw.seed for draw in draws)
+        every, skip = config.checkpoint_every, config.nonfinite == "skip"
+        plan = loop.Steps(run, total, K, call, note, seeds, checkpoints, every, meta, skip, keep)
+        state = loop.go(plan, state, itertools.chain([first], batches), done, mesh)
     checkpoints.close()
+    logger.close()
     if not best:
         return own(shard.gather(mesh, {"train": state["train"], "fixed": state["fixed"]}))
     for draw, step, value in zip(draws, best["step"], best["accuracy"]):
