@@ -1,0 +1,55 @@
+"""The loop around compiled steps: batches in, metrics out, checkpoints, an end in good order when told to stop."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vlmx import checkpoint, finite, logs, shard
+from vlmx.errors import PREEMPTED
+from vlmx.logs import say
+
+
+class Steps(NamedTuple):
+    """The training of `run`, of which `done` steps of `total` are done, K in each call.
+
+    call: (state, batches) -> (state, metrics `[K, S]`), compiled. note: (step, metrics `[K, S]`) -> None writes them
+    down. seeds: what stands for each of the S columns in an error. every: steps between checkpoints; meta: what these
+    say of themselves. skip: go on after a step whose loss or gradient is not finite, and which changed nothing.
+    """
+
+    run: str
+    total: int
+    K: int
+    call: Callable
+    note: Callable
+    seeds: tuple
+    checkpoints: Any
+    every: int
+    meta: dict
+    skip: bool
+
+
+def go(steps, state, batches, done, mesh):
+    """The state after all steps. UserError for a loss that is not finite; SystemExit where it is told to stop, with
+    everything saved."""
+    run, total, K, checkpoints = steps.run, steps.total, steps.K, steps.checkpoints
+    with checkpoint.preemption() as told, logs.progress(total, run, start=done) as bar:
+        for batch in batches:
+            state, metrics = steps.call(state, batch)
+            metrics = shard.gather(mesh, metrics)
+            if metrics["bad"].any() and not steps.skip:
+                checkpoint.finish(checkpoints)
+                finite.refuse(run, done, steps.seeds, metrics["bad"], state["train"])
+            done += K
+            steps.note(done, metrics)
+            bar.set_postfix(loss=f"{metrics['loss'].mean():.3f}", refresh=False)
+            bar.update(K)
+            leave = told(done // K) and done < total
+            if done % steps.every < K or done == total or leave:  # at the same steps however often it was stopped
+                checkpoint.save(checkpoints, done, state, steps.meta)
+            if leave:
+                checkpoint.finish(checkpoints)
+                say(f"{run}: told to stop, saved after step {done} of {total}; the same command goes on from there")
+                raise SystemExit(PREEMPTED)
+    checkpoint.finish(checkpoints)
+    checkpoints.close()
+    return state
