@@ -88,8 +88,10 @@ def listing():
                 yield f"  {path.stem:18s} {doc.splitlines()[0]}"
 
     benchmarks = lines(Path("configs"), hidden=("common", "recipes"))
-    methods = lines(Path(__file__).parent / "methods", hidden=("__init__",))
-    return "\n".join(["benchmarks (configs/*.py):", *benchmarks, "methods (vlmx/methods/*.py):", *methods])
+    found = ["configs (configs/*.py):", *benchmarks]
+    for folder, what in (("methods", "methods"), ("variants", "variants of configs/scenes_vl.py")):
+        found += [f"{what} (vlmx/{folder}/*.py):", *lines(Path(__file__).parent / folder, hidden=("__init__",))]
+    return "\n".join(found)
 
 
 def parse(argv):

@@ -71,8 +71,8 @@ def moments(train, tasks):
     """The optimiser's state for a tree of `variant.start`: moments, and counts of steps, of each task where its own."""
 
     def part(tree, count):
-        zeros = jax.tree.map(jnp.zeros_like, tree)
-        return {"m": zeros, "v": zeros, "t": jnp.zeros(count, jnp.int32)}
+        m, v = (jax.tree.map(jnp.zeros_like, tree) for _ in "mv")  # arrays of their own: a step may donate them
+        return {"m": m, "v": v, "t": jnp.zeros(count, jnp.int32)}
 
     return {name: part(tree, (tasks,) if name == "own" else ()) for name, tree in train.items()}
 

@@ -26,7 +26,7 @@ from vlmx.logs import say
 from vlmx.models import zoo
 from vlmx.models.clip import Clip
 from vlmx.models.vlseq import Visual, VLSeq, count
-from vlmx.vl_fit import fit, mix_of
+from vlmx.vl_fit import fit, mix_of, steps_of
 from vlmx.vl_predict import predict
 
 
@@ -55,7 +55,7 @@ def run(config, workdir):
         say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
         return done
     mesh = shard.make_mesh(config.mesh)
-    shard.refuse_uneven(mesh, 1, {"batch": config.batch, "eval_batch": config.eval_batch})
+    shard.refuse_uneven(mesh, 1, {"batch": max([config.batch, *config.batches.values()])})
     device = f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
     say(f"devices: {device}, mesh {dict(mesh.shape)}; results go to {workdir}")
 
@@ -191,7 +191,7 @@ def cell(world, name, chosen):
     learnt = time.monotonic()
 
     # ---- every task's validation and test
-    mix, metrics, shown = mix_of(world, chosen, recipe), {}, []
+    mix, metrics, shown = mix_of(world, chosen), {}, []
     for number, task in enumerate(world.tasks):
         for part in ("val", "test"):
             examples = getattr(task, part)
@@ -211,7 +211,7 @@ def cell(world, name, chosen):
         "settings": recipe.to_dict() | {"prefixes": mix.prefixes},
         "tasks": metrics,
         "average": float(np.mean(first)) if first else None,
-        "examples_seen": mix.examples(int(recipe.epochs * sum(mix.batches.values()))),
+        "examples_seen": mix.examples(steps_of(mix, recipe)),
         "curve": logs.curve(world.workdir, name),
     }
     variant.save(folder / "tuned", v, world.backbone, config.tasks, about)

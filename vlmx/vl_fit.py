@@ -11,7 +11,7 @@ from vlmx.data import vl_batches
 from vlmx.logs import say
 
 
-def mix_of(world, chosen, recipe):
+def mix_of(world, chosen):
     """How the tasks of a run become batches for a variant.
 
     A task's prefix tells a method without parameters of its own for each task which task it is (VL-Adapter, section 4);
@@ -19,20 +19,22 @@ def mix_of(world, chosen, recipe):
     """
     config = world.config
     inserts = jax.eval_shape(lambda key, model: chosen.init(key, model), jax.random.key(0), world.model)
-    sizes = tuple(shard.up(world.mesh, config.batches.get(t.name, config.batch)) for t in world.tasks)
+    sizes = tuple(config.batches.get(t.name, config.batch) for t in world.tasks)
     prefixes = not chosen.own and bool(jax.tree.leaves(inserts))
-    return vl_batches.Mix(
-        world.tasks, world.words, world.features, sizes, config.seed, prefixes, config.temperature
-    )  # fmt: skip
+    return vl_batches.Mix(world.tasks, world.words, world.features, sizes, config.seed, prefixes, config.temperature)
+
+
+def steps_of(mix, recipe):
+    """All steps of a training."""
+    return round(recipe.epochs * len(mix.order(0)))
 
 
 def fit(world, run, chosen, recipe, meta, folder):
     """What the variant trained, as variant.start gives it, on the host. Goes on from the latest checkpoint in `folder`
     where there is one."""
     config, mesh, tasks = world.config, world.mesh, world.tasks
-    mix = mix_of(world, chosen, recipe)
-    per_epoch = sum(mix.batches.values())
-    total = round(recipe.epochs * len(mix.order(0)))
+    mix = mix_of(world, chosen)
+    per_epoch, total = len(mix.order(0)), steps_of(mix, recipe)
     warmup = optim.steps(recipe.warmup, per_epoch, total=total)
     key = jax.random.key(config.seed)
     rules = shard.rules_of(config.shardings, "tuned") + shard.SEVERAL
