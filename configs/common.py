@@ -68,9 +68,7 @@ def benchmark(
     config.model.truncate = False  # cut texts that are too long instead of stopping
     config.model.remat = False  # recompute blocks in the backward pass: less memory, more time
 
-    config.features = ConfigDict()  # those of frozen towers, kept for all later runs
-    config.features.dir = ""  # their folder; "": $XDG_CACHE_HOME/vlmx/features, or ~/.cache/vlmx/features; "off": none
-    config.features.limit = 20.0  # GiB; beyond it those go first that were not read for the longest time
+    config.features = features()
 
     config.targets = ConfigDict()  # data sets that a protocol tests on, beside `data`; under the same root
     config.targets.cross_dataset = tuple(n for family in FAMILIES if name in family for n in family if n != name)
@@ -100,6 +98,14 @@ def benchmark(
         for recipe in config.recipe.values():
             for part in (recipe, *(recipe[p] for p in PROTOCOLS if p in recipe)):
                 part.update({k: v for k, v in {"epochs": 2, "batch": 8, "views": 2}.items() if k in part})
+    return config
+
+
+def features():
+    """config.features: where those of frozen towers are kept for all later runs."""
+    config = ConfigDict()
+    config.dir = ""  # their folder; "": $XDG_CACHE_HOME/vlmx/features, or ~/.cache/vlmx/features; "off": none
+    config.limit = 20.0  # GiB; beyond it those go first that were not read for the longest time
     return config
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from vlmx import bench
+from vlmx.bench import __main__ as bench
 from vlmx.models import zoo
 from vlmx.models.clip import ClipConfig, Text, ViT
 

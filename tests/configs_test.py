@@ -13,7 +13,8 @@ from vlmx.data import classification, protocols
 from vlmx.errors import UserError
 
 FILES = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
-BENCHMARKS = [name for name in FILES if name not in ("common", "recipes", "pretrain_clip")]
+OTHERS = ("common", "recipes", "scenes_vl", "pretrain_clip", "pretrain_t5", "pretrain_bart")
+BENCHMARKS = [name for name in FILES if name not in OTHERS]
 
 
 def config(name, arg=None):

@@ -21,6 +21,7 @@ COLOURS += ("#7d5a3c", "#8fae2d", "#e58ab4", "#6b7785", "#23507f", "#e3b93f")
 MANY = 25  # more classes than this: a picture and a list instead of a table, the hardest classes instead of all
 HARDEST = 15
 UNDRAWN = {"step", "seeds", "lr", "grad_norm"}  # for these there is TensorBoard
+COUNTS = ("examples_", "grad_norm_", "skipped_")  # of each task: for these too
 
 
 def largest(runs, run_names):

@@ -5,6 +5,7 @@ Any field of the config can be set: --config.shots=4, --config.recipe.coop.optim
 
 import ast
 import errno
+import importlib
 import importlib.util
 import os
 import signal
@@ -15,6 +16,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vlmx.errors import PREEMPTED, WRONG, Unwritable, UserError, unknown
+
+# config.family -> the module whose `run` makes it
+RUNS = {"classification": "train", "vl": "vl", "pretrain": "pretrain", "pretrain_text": "pretrain_text"}
 
 flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<the config's title>.")
 flags.DEFINE_string("coordinator", None, "Several processes: host:port of the first; 'auto' on a TPU pod, under Slurm.")
@@ -39,9 +43,7 @@ def main(argv):
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
 
     def work():
-        from vlmx import pretrain, train
-
-        (pretrain if config.family == "pretrain" else train).run(config, workdir)
+        importlib.import_module(f"vlmx.{RUNS[config.family]}").run(config, workdir)
 
     guarded(work, workdir, flags.FLAGS.coordinator, flags.FLAGS.process, flags.FLAGS.processes)
     return 0
@@ -86,8 +88,10 @@ def listing():
                 yield f"  {path.stem:18s} {doc.splitlines()[0]}"
 
     benchmarks = lines(Path("configs"), hidden=("common", "recipes"))
-    methods = lines(Path(__file__).parent / "methods", hidden=("__init__",))
-    return "\n".join(["benchmarks (configs/*.py):", *benchmarks, "methods (vlmx/methods/*.py):", *methods])
+    found = ["configs (configs/*.py):", *benchmarks]
+    for folder, what in (("methods", "methods"), ("variants", "variants of configs/scenes_vl.py")):
+        found += [f"{what} (vlmx/{folder}/*.py):", *lines(Path(__file__).parent / folder, hidden=("__init__",))]
+    return "\n".join(found)
 
 
 def parse(argv):

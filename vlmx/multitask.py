@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vlmx import partition
+from vlmx import finite, partition
 from vlmx.variant import dressed, forward, pick, put
 
 # In the published code a name with "bias" in it, and the norm of Hyperformer's network, are not decayed.
@@ -71,8 +71,8 @@ def moments(train, tasks):
     """The optimiser's state for a tree of `variant.start`: moments, and counts of steps, of each task where its own."""
 
     def part(tree, count):
-        zeros = jax.tree.map(jnp.zeros_like, tree)
-        return {"m": zeros, "v": zeros, "t": jnp.zeros(count, jnp.int32)}
+        m, v = (jax.tree.map(jnp.zeros_like, tree) for _ in "mv")  # arrays of their own: a step may donate them
+        return {"m": m, "v": v, "t": jnp.zeros(count, jnp.int32)}
 
     return {name: part(tree, (tasks,) if name == "own" else ()) for name, tree in train.items()}
 
@@ -103,8 +103,11 @@ def update(one, state, grads, rate, wd=0.01, b1=0.9, b2=0.999, eps=1e-6, clip=5.
     return {k: p[0] for k, p in parts.items()}, {k: p[1] for k, p in parts.items()}, norm
 
 
-def make_step(variant, schedule, **settings):
+def make_step(variant, schedule, skip=False, **settings):
     """The step `(state, model, batch, key) -> (state, metrics)`, pure; settings are those of `update`.
+
+    skip: where the loss or a gradient is not finite, nothing changes but the number of the step; "bad" of the metrics
+    says so, as finite.first does.
 
     state: {"train", "fixed" (variant.start), "opt" (moments), "step"}. batch: "task", a scalar; "ids" `(B, L)`;
     "labels" `(B, T)` and their "weight" `(B, T)`; where there are, "features" and "boxes" as VLSeq.visual takes them,
@@ -122,9 +125,12 @@ def make_step(variant, schedule, **settings):
             return (token_losses(logits, batch["labels"]) * batch["weight"]).sum()
 
         loss, grads = jax.value_and_grad(objective)(one)
+        bad, before = finite.first(loss, grads), (one, opt)
         one, opt, norm = update(one, opt, grads, schedule(state["step"]), **settings)
+        if skip:
+            one, opt = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, (one, opt))
         train, opt = put(state["train"], one, batch["task"]), put(state["opt"], opt, batch["task"])
         state = {"train": train, "fixed": state["fixed"], "opt": opt, "step": state["step"] + 1}
-        return state, {"loss": loss, "grad_norm": norm, "task": batch["task"]}
+        return state, {"loss": loss, "grad_norm": norm, "task": batch["task"], "bad": bad}
 
     return step

@@ -25,9 +25,8 @@ def run(config, workdir):
     """Everything from nothing to `workdir/clip`, a Hugging Face directory; returns what pretrain.json says."""
     workdir, began = Path(workdir), time.monotonic()
     folder = workdir / "clip"
-    if (folder / "pretrain.json").exists():
-        logs.say(f"{workdir} holds a finished pre-training; give another --workdir to train again")
-        return json.loads((folder / "pretrain.json").read_text())
+    if made := finished(folder):
+        return made
     folder.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------- data: drawn once, then held as uint8
@@ -43,27 +42,41 @@ def run(config, workdir):
     words = tokenizer.load(folder, config.data.length, config.text.vocab)
     ids = words(captions.ravel(), truncate=True).reshape(*captions.shape, -1)  # [n, captions, T]
 
-    # ---------------------------------------------------------------- model, method, optimiser, step: the house's own
+    # ---------------------------------------------------------------- steps
     shape = clip_config(config, vocab=len(words.hf))
+    stream = pairs.batches(images, ids, group, config.batch, config.steps, config.first, config.seed)
     model = Clip({}, shape)
-    contrastive = method.make("contrastive")
-    v = contrastive.init(jax.random.key(config.seed), model, {}, {})
+    params = train(config, workdir, "contrastive", model, lambda done: itertools.islice(stream, done, None), "pairs")
+
+    # ---------------------------------------------------------------- the checkpoint, and zero-shot on the benchmarks
+    convert.save_hf(folder, shape, params)
+    model = model.replace(params=params)
+    figures = {name: round(zero_shot(model, embedded.load(name), words), 2) for name in embedded.NAMES}
+    for name, accuracy in figures.items():
+        logs.say(f"zero-shot {name:18s} {accuracy:6.2f} %")
+    return finish(folder, config, params, began, {"zero_shot_accuracy": figures})
+
+
+def train(config, workdir, name, model, stream, unit):
+    """The parameters of `model` after config.steps steps of the method `name`, which trains all of them from nothing.
+
+    Goes on from the last checkpoint in workdir/steps. stream(done): the batches of the steps from `done` on. unit: what
+    a batch is made of.
+    """
+    v = jax.jit(lambda key: method.make(name).init(key, model, {}, {}))(jax.random.key(config.seed))
     total, count = config.steps, partition.count(v["train"])
     tx, schedule = optim.make(config.optimizer, total, total, v["train"])
-    state = {**v, "opt": tx.init(v["train"])}
+    state = {**v, "opt": jax.jit(tx.init)(v["train"])}
     state = jax.tree.map(lambda a: a[None], state) | {"step": jnp.zeros((), jnp.int32)}  # one seed
-    step = fit.train_steps(contrastive, tx, total)
+    step = fit.train_steps(method.make(name), tx, total)
     keys = jax.random.key(config.seed)[None]
-
-    # ---------------------------------------------------------------- steps, from the last checkpoint on
     checkpoints, meta = checkpoint.manager(workdir / "steps"), {"config": json.loads(config.to_json_best_effort())}
     state = checkpoint.restore(checkpoints, state, meta) or state
     done = int(state["step"])
-    logs.say(f"training {count:,} parameters, steps {done} to {total} of {config.batch} pairs")
-    stream = pairs.batches(images, ids, group, config.batch, total, config.first, config.seed)
+    logs.say(f"training {count:,} parameters, steps {done} to {total} of {config.batch} {unit}")
     with logs.Logs(workdir) as log, logs.progress(total, "pre-training", start=done) as bar:
-        log.begin("contrastive", done - 1)
-        for i, batch in enumerate(itertools.islice(stream, done, None), done):
+        log.begin(name, done - 1)
+        for i, batch in enumerate(stream(done), done):
             batch = {key: a[None, None] for key, a in batch.items()}  # [K,S,...] of one step and one seed
             state, metrics = step(state, model, {}, None, batch, keys)
             bar.update()
@@ -74,21 +87,27 @@ def run(config, workdir):
             if (i + 1) % config.checkpoint_every == 0:
                 checkpoint.save(checkpoints, i + 1, state, meta)
     checkpoints.close()
-    v = {"train": jax.tree.map(lambda a: a[0], state["train"])}
+    return jax.tree.map(lambda a: a[0], state["train"])
 
-    # ---------------------------------------------------------------- the checkpoint, and zero-shot on the benchmarks
-    convert.save_hf(folder, shape, v["train"])
-    model = model.replace(params=v["train"])
-    figures = {name: round(zero_shot(model, embedded.load(name), words), 2) for name in embedded.NAMES}
-    for name, accuracy in figures.items():
-        logs.say(f"zero-shot {name:18s} {accuracy:6.2f} %")
+
+def finish(folder, config, params, began, figures):
+    """Writes folder/pretrain.json, with which a pre-training is finished, and returns what it says. began: when, by
+    time.monotonic()."""
     made = {
-        "command": "python -m vlmx.main --config configs/pretrain_clip.py --workdir DIR",
-        "config": config.to_dict(), "parameters": count, "minutes": round((time.monotonic() - began) / 60, 1),
-        "zero_shot_accuracy": figures,
+        "command": f"python -m vlmx.main --config configs/{config.title}.py --workdir DIR",
+        "config": config.to_dict(), "parameters": partition.count(params),
+        "minutes": round((time.monotonic() - began) / 60, 1), **figures,
     }  # fmt: skip
     (folder / "pretrain.json").write_text(json.dumps(made, indent=2) + "\n")
     logs.say(f"written to {folder} in {made['minutes']} minutes")
+    return json.loads((folder / "pretrain.json").read_text())
+
+
+def finished(folder):
+    """What `finish` wrote to this folder, or None."""
+    if not (folder / "pretrain.json").exists():
+        return None
+    logs.say(f"{folder.parent} holds a finished pre-training; give another --workdir to train again")
     return json.loads((folder / "pretrain.json").read_text())
 
 

@@ -1,7 +1,6 @@
 """The page and the table that a run ends in, made from `results.json` alone. Again: `python -m vlmx.report WORKDIR`."""
 
 import base64
-import functools
 import io
 import json
 import math
@@ -13,7 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vlmx import charts, files, tables
+from vlmx import charts, files, tables, vl_report
 from vlmx.data import protocols
 from vlmx.errors import UserError
 from vlmx.metrics import accuracy
@@ -210,7 +209,7 @@ def save_mistakes(workdir, images, rows):
     return saved
 
 
-def _data_uri(workdir, name):
+def data_uri(workdir, name):
     """The image as a data URI, or None: a page without one of its pictures is better than no page."""
     path = (Path(workdir) / str(name)).resolve()
     if not path.is_relative_to(Path(workdir).resolve()):
@@ -237,7 +236,7 @@ def mistakes(results, workdir, run_names):
             "name": run_names[run] if run < len(run_names) else f"run {run}",
             "part": charts.PARTS.get(part, part),
             "folded": part != "all" and any(p == "all" for _, p in groups),
-            "rows": [row | {"uri": _data_uri(workdir, row.get("image"))} for row in rows[:MISTAKES]],
+            "rows": [row | {"uri": data_uri(workdir, row.get("image"))} for row in rows[:MISTAKES]],
         }
         for (run, part), rows in groups.items()
     ]
@@ -282,7 +281,7 @@ def page(results, workdir):
     learnt = [
         (name, run["images"]) for name, run in zip(run_names, runs) if run.get("images") and run.get("trained_params")
     ]
-    return _template("report.html.j2").render(
+    return template("report.html.j2").render(
         results=results,
         dataset=dataset,
         model=model,
@@ -305,7 +304,7 @@ def page(results, workdir):
         confusions=charts.confusions(shown, dataset.get("classnames") or []),
         mistakes=mistakes(results, workdir, run_names),
         seed_rows=[(name, run, seed) for name, run in zip(run_names, runs) for seed in run.get("seeds") or []],
-        config=json.dumps(results.get("config") or {}, indent=2, ensure_ascii=False),
+        config=indented(results.get("config") or {}),
         hardest=charts.HARDEST,
     )
 
@@ -324,7 +323,7 @@ def sweep_page(results):
     colours = method_colours(cells)
     before, ensemble = tables.difficulties(cells)
     curves = [(t.title(), charts.few_shot(t, colours, f"f{i}")) for i, t in enumerate(found) if len(t.shots) > 1]
-    return _template("sweep.html.j2").render(
+    return template("sweep.html.j2").render(
         results=results,
         tables=found,
         lines=tables.lines,
@@ -347,12 +346,17 @@ def sweep_page(results):
     )
 
 
-def _template(name):
+def indented(config):
+    """A config as text."""
+    return json.dumps(config, indent=2, ensure_ascii=False)
+
+
+def template(name):
     """A template of vlmx/assets; what it is given is escaped."""
     loader = jinja2.PackageLoader("vlmx", "assets")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(count=count, percent=percent, duration=duration, zip=zip)
-    return environment.get_template(name)
+    return environment.gettemplate(name)
 
 
 def write(workdir):
@@ -367,8 +371,11 @@ def write(workdir):
         files.write(workdir / "results.csv", tables.table_csv(results["cells"]))
         if curves := [table for table in tables.make(results["cells"]) if len(table.shots) > 1]:
             files.write(workdir / "curves.png", charts.few_shot_picture(curves, method_colours(results["cells"])))
-    page_of = sweep_page if "cells" in results else functools.partial(page, workdir=workdir)
-    files.write(workdir / "report.html", page_of(results))
+    if results.get("family") == "vl":
+        found = vl_report.page(results, workdir)
+    else:
+        found = sweep_page(results) if "cells" in results else page(results, workdir)
+    files.write(workdir / "report.html", found)
     return workdir / "report.html"
 
 
@@ -383,7 +390,8 @@ def main(arguments):
         print(error, file=sys.stderr)
         return 2
     results = load(arguments[0])
-    print(tables.text(results) if "cells" in results else table(results))
+    said = vl_report.table if results.get("family") == "vl" else table
+    print(tables.text(results) if "cells" in results else said(results))
     print(f"wrote {path}")
     return 0
 

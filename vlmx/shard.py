@@ -26,9 +26,9 @@ ROWS = ("data", "fsdp")  # images of a batch go over both
 
 # The frozen model, paths as in "vision/blocks/attn/q/kernel". On one axis of size 1 nothing is cut.
 MODEL = (
-    (r".*/(attn/[qkv]|mlp/fc)/kernel", "... fsdp tensor"),
-    (r".*/(attn/o|mlp/proj)/kernel", "... tensor fsdp"),
-    (r".*/(attn/[qkv]|mlp/fc)/bias", "... tensor"),
+    (r".*/((attn|cross)/[qkv]|mlp/(fc|gate))/kernel", "... fsdp tensor"),
+    (r".*/((attn|cross)/o|mlp/proj)/kernel", "... tensor fsdp"),
+    (r".*/((attn|cross)/[qkv]|mlp/(fc|gate))/bias", "... tensor"),
     (r".*(kernel|embed|proj|conv\d?)", "... fsdp"),
     (r".*", ""),
 )
@@ -38,6 +38,15 @@ METHOD = (
     (r"(train|fixed|opt|support|keys).*", "seed ..."),
     (r"steps/.*", "- seed rows ..."),
     (r"batch/.*", "rows ..."),
+    (r".*", ""),
+)
+# What belongs to several tasks trained at once: weights of the backbone that are tuned lie as the frozen ones do.
+SEVERAL = (
+    (r"steps/task", ""),
+    (r"steps/.*", "- rows ..."),
+    (r"batch/task", ""),
+    (r"batch/.*", "rows ..."),
+    *((rf"(train|opt)/backbone/{regex}", layout) for regex, layout in MODEL),
     (r".*", ""),
 )
 

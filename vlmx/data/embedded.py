@@ -50,9 +50,10 @@ def _handwriting():
 
 
 @functools.cache
-def _drawn_by():
-    """What decides the pixels beside the description: the code, and the libraries that draw."""
-    code = b"".join(Path(file).read_bytes() for file in (__file__, scenes.__file__, glyphs.__file__))
+def drawn_by(*more):
+    """What decides the pixels beside the description: the code, with that of `more` files, and the libraries that
+    draw."""
+    code = b"".join(Path(file).read_bytes() for file in (__file__, scenes.__file__, glyphs.__file__, *more))
     return f"{hashlib.sha256(code).hexdigest()} {[version(p) for p in ('pillow', 'numpy', 'matplotlib')]}"
 
 
@@ -70,7 +71,7 @@ class Handwriting(Sequence):
         return np.asarray(image.resize((scenes.SIDE, scenes.SIDE), Image.Resampling.BICUBIC))
 
     def identity(self, i):
-        return f"handwriting {_handwriting()[0][self.index[i]].tobytes().hex()} {_drawn_by()}"
+        return f"handwriting {_handwriting()[0][self.index[i]].tobytes().hex()} {drawn_by()}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Drawn(Sequence):
         return _shifted(self.shift, scene(self.benchmark, self.part, i), i)
 
     def identity(self, i):
-        return f"{self.benchmark} {self.shift} {self.part} {i} {_drawn_by()}"
+        return f"{self.benchmark} {self.shift} {self.part} {i} {drawn_by()}"
 
 
 def scene(benchmark: str, part: str, i: int) -> scenes.Scene:

@@ -174,8 +174,12 @@ def scene_of(rng: random.Random, things, background=None) -> Scene:
     return Scene(objects, glyph, background, _shade(rng, background, 12), rng.choice((0, 0, 4, 8)), rng.getrandbits(32))
 
 
-def sample(rng: random.Random, glyphs: float = 0.4, silhouettes: float = 0.0) -> Scene:
-    """A scene of the world, one to three objects; or, with these probabilities, a glyph, or a white object on black."""
+def sample(
+    rng: random.Random, glyphs: float = 0.4, silhouettes: float = 0.0, counts: tuple = (1, 1, 1, 1, 1, 2, 3)
+) -> Scene:
+    """A scene of the world, one to three objects; or, with these probabilities, a glyph, or a white object on black.
+
+    counts: from which the number of objects is drawn."""
     kind = rng.random()
     if kind < glyphs:
         char = rng.choice(DIGITS) if rng.random() < 0.95 else rng.choice(LETTERS)
@@ -184,7 +188,7 @@ def sample(rng: random.Random, glyphs: float = 0.4, silhouettes: float = 0.0) ->
         return scene_of(rng, a_glyph(rng, char, rng.choice(list(COLOURS))))
     alone = kind < glyphs + silhouettes
     things = []
-    for _ in range(1 if alone else rng.choice((1, 1, 1, 1, 1, 2, 3))):
+    for _ in range(1 if alone else rng.choice(counts)):
         fill = "solid" if rng.random() < 0.4 else None
         things.append(an_object(rng, colour="white" if alone else None, fill=fill, radius=(13, 27)))
     return scene_of(rng, things, "black" if alone else None)

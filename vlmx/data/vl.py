@@ -4,8 +4,15 @@ Readers of the published data sets and of the embedded world give `Task`s; none 
 Features of the images and videos that examples name are looked up elsewhere, by name.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from vlmx.errors import unknown
+
+# The reader of a task: a module with `load(name, config.data) -> Task` and, where it has images and not their features
+# alone, `Pictures(names)`, a sequence of what data/transforms.py decodes.
+READERS = {"scenes_vqa": "vlmx.data.scene_tasks"}
 
 
 class Example(NamedTuple):
@@ -48,3 +55,10 @@ class Task(NamedTuple):
     beams: int = 1
     answer_length: int = 20
     notes: tuple[str, ...] = ()  # what a person should know: examples left out, metrics that need Java
+
+
+def reader(name):
+    """The module that reads a task. UserError for one that no reader knows."""
+    if name not in READERS:
+        raise unknown("task", name, READERS)
+    return importlib.import_module(READERS[name])

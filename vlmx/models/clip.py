@@ -99,7 +99,10 @@ class Patches(nn.Module):
 
 
 class ViTTower(nn.Module):
-    """Images `(B, S, S, 3)` -> features `(B, E)`. Taps: tokens (before ln_pre), each block's, pooled."""
+    """Images `(B, S, S, 3)` -> features `(B, E)`. Taps: tokens (before ln_pre), each block's, pooled.
+
+    grid: the last block's output `(B, N, D)` for the N patches instead, row by row, before ln_post.
+    """
 
     config: ViT
     embed_dim: int
@@ -108,6 +111,7 @@ class ViTTower(nn.Module):
     remat: bool
     unroll: bool
     tap: Tap = no_tap
+    grid: bool = False
 
     @nn.compact
     def __call__(self, images, theta):
@@ -119,6 +123,8 @@ class ViTTower(nn.Module):
         x = self.tap("tokens", x, None, theta)
         x = layer_norm(c.eps, dtype, "ln_pre")(x)
         x, _ = blocks(c, dtype, self.param_dtype, self.tap, self.remat, self.unroll)(x, theta, None)
+        if self.grid:
+            return x[:, 1:]
         x = layer_norm(c.eps, dtype, "ln_post")(x[:, 0])
         return self.tap("pooled", x @ normal(self, "proj", c.width**-0.5, c.width, self.embed_dim), x, theta)
 
@@ -176,10 +182,24 @@ class Clip:
         Args: images `(B, S, S, 3)`, uint8 (normalised here with the config's mean and std) or float, already
         normalised; tap and theta as in models/layers.py, the leaves of theta stacked `[L, ...]`.
         """
+        tower, params = _image_tower(self.config, tap), {"params": self.params["vision"]}
+        return tower.apply(params, self.normalized(images), theta).astype(jnp.float32)
+
+    def grid(self, images):
+        """What the image tower knows of each place, `(B, N, F)` float32, row by row: a language model's visual tokens.
+
+        A ViT's patches after its last block, without the class token and before its last norm; a ResNet's last map,
+        before attention pooling. images as `image` takes them.
+        """
+        tower, params = _image_tower(self.config, grid=True), {"params": self.params["vision"]}
+        return tower.apply(params, self.normalized(images), None).astype(jnp.float32)
+
+    def normalized(self, images):
+        """Images with the config's mean and std taken out, where they are uint8; others are so already."""
         c = self.config
-        if images.dtype == jnp.uint8:
-            images = (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
-        return _image_tower(c, tap).apply({"params": self.params["vision"]}, images, theta).astype(jnp.float32)
+        if images.dtype != jnp.uint8:
+            return images
+        return (images.astype(jnp.float32) / 255 - jnp.array(c.mean)) / jnp.array(c.std)
 
     @property
     def image_points(self):
@@ -230,10 +250,10 @@ class Clip:
         return jnp.exp(self.params["logit_scale"].astype(jnp.float32)) * cosine(img, txt)
 
 
-def _image_tower(c, tap=no_tap):
+def _image_tower(c, tap=no_tap, grid=False):
     if isinstance(c.vision, ResNet):
-        return ResNetTower(c.vision, c.embed_dim, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype), tap)
-    return ViTTower(c.vision, c.embed_dim, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype), c.remat, c.unroll, tap)
+        return ResNetTower(c.vision, c.embed_dim, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype), tap, grid)
+    return ViTTower(c.vision, c.embed_dim, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype), c.remat, c.unroll, tap, grid)
 
 
 def _text_tower(c, tap=no_tap):

@@ -122,13 +122,17 @@ class AttentionPool(nn.Module):
 
 
 class ResNetTower(nn.Module):
-    """Images `(B, S, S, 3)` -> features `(B, E)`. Tap: pooled. There is no per-layer theta: blocks differ in shape."""
+    """Images `(B, S, S, 3)` -> features `(B, E)`. Tap: pooled. There is no per-layer theta: blocks differ in shape.
+
+    grid: the last map, `(B, H*W, C)`, instead.
+    """
 
     config: Any
     embed_dim: int
     dtype: Any
     param_dtype: Any
     tap: Tap = no_tap
+    grid: bool = False
 
     @nn.compact
     def __call__(self, images, theta):
@@ -136,4 +140,6 @@ class ResNetTower(nn.Module):
         x = Stem(c.width, name="stem", **dtypes)(images.astype(self.dtype))
         for i, n in enumerate(c.layers):
             x = Layer(c.width * 2**i, n, 1 if i == 0 else 2, name=f"layer{i + 1}", **dtypes)(x)
+        if self.grid:
+            return x.reshape(len(x), -1, x.shape[-1])
         return self.tap("pooled", AttentionPool(c.heads, self.embed_dim, name="attnpool", **dtypes)(x), x, theta)

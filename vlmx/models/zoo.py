@@ -90,7 +90,7 @@ SEQ_MODELS = {
 }
 # Rows behind the word embedding, the last of which stand for the order of visual tokens: the reference's numbers.
 ADDED = {"t5": 72, "bart": 200}
-PACKAGED = ("tiny_clip",)  # weights that come with vlmx, in vlmx/assets
+PACKAGED = ("tiny_clip", "tiny_t5", "tiny_bart")  # weights that come with vlmx, in vlmx/assets
 SMALL_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "generation_config.json")
 SMALL_FILES += convert.TOKENIZER_FILES
 
@@ -115,8 +115,8 @@ def load(name, *, image_size=None, dtype="float32", param_dtype="float32", place
 def load_seq(name, *, visual=None, added=None, seed=0, dtype="float32", param_dtype="float32", place=None):
     """Loads a T5 or BART: `Loaded(model, tokenizer, digest, name)`.
 
-    `name` is a key of SEQ_MODELS, a repository "owner/name", or a local directory. The other arguments are those of
-    `convert_seq.read`; added: None takes the reference's number where there is a visual embedding. Raises as `load`.
+    `name` is "tiny_t5" or "tiny_bart" (come with the package), a key of SEQ_MODELS, a repository "owner/name", or a
+    local directory. The other arguments are those of `convert_seq.read`; added: None takes the reference's number where there is a visual embedding. Raises as `load`.
     """
     path = locate(name)
     found, folder = files.weight_files(path)

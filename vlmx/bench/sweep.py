@@ -1,106 +1,27 @@
-"""Timings beside PyTorch's, where it is installed (`pip install '.[bench]'`): `python -m vlmx.bench image_encoder`.
+"""Tip-Adapter-F at 5 numbers of shots and with many seeds: start, 20 epochs, the search of alpha and beta, test.
 
-image_encoder: image features of a batch of random images; both implementations have the same random weights. Rounds
-alternate between the two, so that a change in the machine's load meets both, and medians are printed.
-
-sweep: Tip-Adapter-F at 5 numbers of shots and with 20 seeds on the packaged handwritten digits: start, 20 epochs, the
-search of alpha and beta, test. Ours is one program, and its time has its compilation in it; PyTorch's is the loop of
-the published code on the same stored features, and that loop as it is published, which encodes every image anew.
+Ours is one program, and its time has its compilation in it. PyTorch's is the loop of the published code: on the same
+stored features, and as it is published, where every image is encoded anew for every seed.
 """
 
-import argparse
-import dataclasses
 import functools
 import importlib
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from vlmx import features, settings, shard, train
 from vlmx import method as methods
+from vlmx.bench import timing
 from vlmx.data import pipeline, protocols, task, transforms
-from vlmx.errors import UserError
-from vlmx.models import convert, zoo
-from vlmx.models.clip import Clip, ResNet, init_params
 from vlmx.modules import retrieval
 from vlmx.world import Test, World, load_model, words
 
 
-def image_encoder(args):
-    """Times image features of `args.model` for a batch of random normalised images; prints medians and their ratio."""
-    config = zoo.MODELS[args.model].config
-    vision = dataclasses.replace(config.vision, image_size=args.image)
-    config = dataclasses.replace(config, vision=vision, dtype=args.dtype, param_dtype=args.dtype, unroll=args.unroll)
-    model = Clip(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)), config)
-    images = np.random.default_rng(0).standard_normal((args.batch, args.image, args.image, 3), np.float32)
-
-    encode, on_device = jax.jit(Clip.image), jax.device_put(images)
-    runs = {"vlmx": lambda: jax.block_until_ready(encode(model, on_device))}
-    theirs = _pytorch(model, images)
-    if theirs is not None:
-        runs["pytorch"] = theirs
-    features = {name: np.asarray(run()) for name, run in runs.items()}  # compiles, and warms the caches
-    seconds = {name: [] for name in runs}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-
-    device = jax.devices()[0]
-    where = f"{device.device_kind}, {os.cpu_count()} CPUs"
-    print(f"{args.model} image encoder, batch {args.batch}, {args.image} px, {args.dtype}, on {where}")
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        print(f"{name:8} {1e3 * median:9.1f} ms  (fastest {1e3 * min(times):.1f})  {args.batch / median:8.1f} images/s")
-    if theirs is not None:
-        ratio = statistics.median(seconds["pytorch"]) / statistics.median(seconds["vlmx"])
-        off = np.abs(features["vlmx"] - features["pytorch"]).max() / np.abs(features["pytorch"]).max()
-        print(f"vlmx is {ratio:.2f} times as fast as PyTorch; features differ by {off:.1e} of the largest")
-
-
-def _pytorch(model, images):
-    """The image tower of transformers' CLIPModel with the same weights, as a function, or None without torch."""
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: no comparison with PyTorch")
-        return None
-    if isinstance(model.config.vision, ResNet):
-        print("transformers has no ResNet image tower: no comparison with PyTorch")
-        return None
-    tower, said = _torch_tower(model)
-    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {said}")
-    return lambda: tower(pixels)
-
-
-def _torch_tower(model):
-    """(a function of normalised pixels `(B, 3, S, S)`, what it is): transformers' image tower with the same weights."""
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        convert.save_hf(folder, model.config, model.params, dtype=model.config.param_dtype)
-        theirs = transformers.CLIPModel.from_pretrained(folder).eval()
-    theirs = theirs.to("cuda" if torch.cuda.is_available() else "cpu")
-
-    def run(pixels):
-        with torch.inference_mode():
-            pixels = pixels.to(theirs.device, theirs.dtype)
-            return theirs.visual_projection(theirs.vision_model(pixel_values=pixels).pooler_output).float().cpu()
-
-    return run, f"{theirs.config._attn_implementation} attention, on {theirs.device}"
-
-
-# -------------------------------------------------------------------- the sweep of Tip-Adapter-F
-def sweep(args):
+def run(args):
     """Times all trainings of Tip-Adapter-F on one data set; prints seconds, ratios and how far accuracies differ."""
     c = importlib.import_module(f"configs.{args.data}").get_config(f"tip_adapter_f,seeds={args.seeds}")
     with c.ignore_type():
@@ -114,22 +35,17 @@ def sweep(args):
     draws = problem.draws
     print(f"Tip-Adapter-F on {args.data}: {len(c.shots)} numbers of shots x {args.seeds} seeds, {os.cpu_count()} CPUs")
     print(f"vlmx: {encoding:.1f} s for encoding every image once, {seconds:.1f} s for {len(draws)} trainings at once")
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: no comparison with PyTorch")
+    if (torch := timing.pytorch()) is None:
         return
     weights = np.asarray(methods.make("tip_adapter_f").setup(world.model, words(world, problem.labels))["weights"])
     start = time.perf_counter()
     theirs = [_published_loop(world, draw, weights, recipe, _data_of(world, draw)) for draw in draws]
     loop = time.perf_counter() - start
     off = np.abs(np.array(ours) - np.array(theirs))
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, one training after the other: {loop:.1f} s")
-    print(
-        f"  vlmx is {loop / seconds:.1f} times as fast; accuracy {np.mean(ours):.2f} and {np.mean(theirs):.2f}, of one"
-    )
-    print(f"  training {off.mean():.3f} apart on average, {off.max():.2f} at most")
-    some, encode = [draw for draw in draws if draw.seed == c.seeds[0]], _encode_anew(world)
+    print(f"PyTorch, one training after the other on the same features: {loop:.1f} s")
+    print(f"  vlmx is {loop / seconds:.1f} times as fast; accuracies {np.mean(ours):.2f} and {np.mean(theirs):.2f},")
+    print(f"  of one training {off.mean():.3f} apart on average, {off.max():.2f} at most")
+    some, encode = [draw for draw in draws if draw.seed == c.seeds[0]], _encode_anew(torch, world)
     start = time.perf_counter()
     for draw in some:
         _published_loop(world, draw, weights, recipe, encode(draw), encode)
@@ -214,12 +130,10 @@ def _published_loop(world, draw, weights, recipe, data, encode=None):
         return 100 * float((logits.argmax(-1) == label["test"]).float().mean())
 
 
-def _encode_anew(world, views=10, batch=256):
+def _encode_anew(torch, world, views=10, batch=256):
     """A function draw -> `_data_of` of images that are encoded now, in PyTorch; training images as the mean of
     `views` random crops. Its `augmented(draw, epoch)` gives the features `(M, E)` of an epoch's crops."""
-    import torch
-
-    (tower, _), size = _torch_tower(world.model), world.model.config.vision.image_size
+    tower, size = timing.tower(torch, world.model), world.model.config.vision.image_size
     mean, std = (np.array(x, np.float32) for x in (world.model.config.mean, world.model.config.std))
 
     def encoded(split, rows, change):
@@ -243,30 +157,3 @@ def _encode_anew(world, views=10, batch=256):
 
     encode.augmented = augmented
     return encode
-
-
-def main():
-    """Reads the command line and runs one timing."""
-    parser = argparse.ArgumentParser(
-        "python -m vlmx.bench", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )  # fmt: skip
-    what = parser.add_subparsers(dest="what", required=True)
-    one = what.add_parser("image_encoder")
-    one.add_argument("--model", default="ViT-B/16", choices=zoo.MODELS)
-    one.add_argument("--batch", type=int, default=16)
-    one.add_argument("--image", type=int, default=224, help="image side in pixels")
-    one.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    one.add_argument("--rounds", type=int, default=5)
-    one.add_argument("--unroll", action="store_true", help="layers written out instead of scanned")
-    one = what.add_parser("sweep")
-    one.add_argument("--data", default="digits", choices=["digits", "textures", "objects"])
-    one.add_argument("--seeds", type=int, default=20)
-    args = parser.parse_args()
-    try:
-        {"image_encoder": image_encoder, "sweep": sweep}[args.what](args)
-    except UserError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

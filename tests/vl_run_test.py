@@ -1,0 +1,277 @@
+"""Vision-and-language runs: how tasks become batches, and a run from config to page, stopped and gone on with."""
+
+import dataclasses
+import importlib
+import json
+import os
+import signal
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import scenes_vl
+from vlmx import errors, main, report, shard, variant, vl, vl_fit, vl_predict, vl_report
+from vlmx.data import scene_tasks, vl_batches
+from vlmx.data.vl import Example, Task
+from vlmx.errors import UserError
+from vlmx.models import clip, zoo
+from vlmx.models.clip import Clip, ClipConfig, ResNet, Text, ViT
+from vlmx.models.resnet import AttentionPool
+from vlmx.models.vlseq import Generation, Visual, VLSeq, param_shapes
+
+
+class Words:
+    """Words as their lengths: enough to see what is written where."""
+
+    pad = 0
+
+    def __call__(self, texts, length):
+        rows = [[len(w) for w in text.split()][: length - 1] + [1] for text in texts]
+        return np.array([row + [0] * (length - len(row)) for row in rows], np.int32)
+
+    def labels(self, texts, length):
+        ids = self(texts, length)
+        return np.where(ids == self.pad, -100, ids)
+
+
+def score(said, examples):
+    return {"accuracy": 100 * float(np.mean([s in dict(e.targets) for s, e in zip(said, examples)]))}
+
+
+def a_task(name, n, images=1, **more):
+    examples = [Example(f"{name}{i}", ("x", "y")[:images], "aa bbb", (("cccc", 1.0), ("dd dd", 3.0))) for i in range(n)]
+    return Task(name, "pppppp ", examples, (), examples[:3], score, **more)
+
+
+FEATURES = {"x": np.ones((4, 5)), "y": np.full((4, 5), 2.0)}
+TASKS = (
+    a_task("vqa", 20, length=6, target_length=4, loss="score"),
+    a_task("nlvr", 9, images=2, length=8, target_length=3),
+    a_task("caption", 3, length=5, target_length=3, loss="token"),
+)
+
+
+def mix(**more):
+    return vl_batches.Mix(TASKS, Words(), FEATURES, (4, 3, 4), 0, **more)
+
+
+# -------------------------------------------------------------------- batches
+def test_batches_have_one_shape_and_weights_that_make_each_tasks_loss():
+    m, seen = mix(), Counter()
+    assert m.batches == {"vqa": 5, "nlvr": 3, "caption": 1}
+    for step in range(9):
+        b = vl_batches.batch(m, step)
+        task = TASKS[int(b["task"])]
+        seen[task.name] += 1
+        assert b["ids"].shape == (4, 8) and b["labels"].shape == b["weight"].shape == (4, 4)
+        assert b["features"].shape == (4, 2, 4, 5) and b["real"].shape == (4, 2)
+        n = min({"vqa": 4, "nlvr": 3, "caption": 4}[task.name], len(task.train))
+        assert b["real"].sum(0).tolist() == [n, n if task.name == "nlvr" else 0]
+        assert (b["features"][:n, 0] == 1).all() and (b["features"][:n, 1] == 2).all() == (task.name == "nlvr")
+        assert (b["labels"][n:] == -100).all() and (b["weight"][n:] == 0).all()
+        assert b["weight"][b["labels"] < 0].sum() == 0
+        if task.loss == "score":  # 1 or 3, as drawn
+            scores = np.where(b["labels"][:, 1] == 2, 3, 1)
+            np.testing.assert_allclose(b["weight"].sum(-1), scores / 4, rtol=1e-6)
+        else:
+            np.testing.assert_allclose(b["weight"].sum(), 1, rtol=1e-6)
+        if task.loss == "token":
+            assert len({*b["weight"][b["labels"] >= 0]}) == 1
+    assert seen == m.batches and dict(zip(m.batches, m.before(9))) == m.batches
+    assert m.examples(9) == {"vqa": 20, "nlvr": 9, "caption": 3}
+
+
+def test_an_epoch_shows_every_example_once_and_the_next_one_in_another_order():
+    tasks = (TASKS[0]._replace(train=[Example(str(i), ("x",), "a" * (i + 2), (("b", 1.0),)) for i in range(20)]),)
+    m = vl_batches.Mix(tasks, Words(), FEATURES, (4,), 0, prefixes=False)
+    epochs = [[vl_batches.batch(m, e * 5 + i)["ids"][:, 0].tolist() for i in range(5)] for e in range(2)]
+    assert [sorted(sum(e, [])) for e in epochs] == [list(range(2, 22))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_answers_are_drawn_in_proportion_to_their_scores():
+    rng = np.random.default_rng(0)
+    said = Counter(vl_batches.drawn(TASKS[0].train[0], rng) for _ in range(2000))
+    assert set(said) == {("cccc", 1.0), ("dd dd", 3.0)} and abs(said["dd dd", 3.0] / 2000 - 0.75) < 0.04
+    assert vl_batches.drawn(Example("", ("x",), ""), rng) == ("", 0.0)
+    nobody = TASKS[0]._replace(train=[Example(str(i), ("x",), "a") for i in range(4)])
+    b = vl_batches.batch(vl_batches.Mix((nobody,), Words(), FEATURES, (4,), 0), 0)
+    assert (b["weight"] == 0).all() and (b["labels"] == -100).all()
+
+
+def test_batches_follow_from_their_step_alone():
+    whole = list(vl_batches.stream(mix(), 0, 12, 2))
+    later = list(vl_batches.stream(mix(), 6, 12, 2))
+    for a, b in zip(whole[3:], later, strict=True):
+        assert a["ids"].shape == (2, 4, 8)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_prefixes():
+    video = TASKS[0]._replace(suffix=True)
+    assert vl_batches.prefixed(TASKS[0], "q", True) == "pppppp q"
+    assert vl_batches.prefixed(TASKS[0], "q", False) == "q"
+    assert vl_batches.prefixed(video, "q ", False) == "q pppppp "
+
+
+@pytest.mark.parametrize("name", sorted(variant.PUBLISHED))
+def test_a_prefix_tells_the_task_where_nothing_else_does(name):
+    config = scenes_vl.get_config(name)
+    chosen = vl.check(config)[name]
+    shape = dataclasses.replace(zoo.SEQ_MODELS["bart-base"].config, visual=Visual(5, 4), added=200)
+    world = vl.World(config, None, None, (), FEATURES, VLSeq(param_shapes(shape), shape), Words(), "")
+    assert vl_fit.mix_of(world, chosen).prefixes == name.startswith("single")
+
+
+def test_how_a_task_is_answered():
+    own = Generation(no_repeat_ngram=3, early_stopping=True)
+    greedy = vl_predict.how_to_generate(TASKS[0], own)
+    beams = vl_predict.how_to_generate(TASKS[0]._replace(beams=5, answer_length=7), own)
+    assert (greedy.beams, greedy.max_length, greedy.force_end, greedy.no_repeat_ngram) == (1, 20, False, 3)
+    assert (beams.beams, beams.max_length, beams.force_end, beams.early_stopping) == (5, 7, True, True)
+
+
+def test_the_most_frequent_answer():
+    answer, numbers = vl.majority(TASKS[0])
+    assert answer == "dd dd" and numbers == {"accuracy": 100.0}
+    scenes = scene_tasks.load("scenes_vqa", scenes_vl.get_config("smoke").data)
+    answer, numbers = vl.majority(scenes)
+    assert answer in ("yes", "no", "one", "medium") and numbers["accuracy"] < 40 and "colour" in numbers
+    train, test = ({e.images[0] for e in split} for split in (scenes.train, scenes.test))
+    assert not train & test
+
+
+# -------------------------------------------------------------------- what the image tower knows of each place
+def test_grids_are_what_the_towers_have_before_they_pool():
+    text = Text(8, 1, 1, 8, context=4, vocab=8, bos=6)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)), jnp.uint8)
+    c = ClipConfig(8, ViT(8, 2, 1, 16, image_size=32, patch=8), text)
+    model = Clip(clip.init_params(c, jax.random.key(0)), c)
+    grid = model.grid(images)
+    assert grid.shape == (2, 16, 8)
+    _, state = clip._image_tower(c).apply(
+        {"params": model.params["vision"]}, model.normalized(images), None,
+        capture_intermediates=lambda module, _: module.name == "blocks",
+    )  # fmt: skip
+    (out, _), = state["intermediates"]["blocks"]["__call__"]
+    np.testing.assert_allclose(grid, out[:, 1:], rtol=0, atol=1e-6)
+
+    c = ClipConfig(8, ResNet(64, 4, (1, 1, 1, 1), 2), text)
+    model = Clip(clip.init_params(c, jax.random.key(1)), c)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)), jnp.uint8)
+    grid = model.grid(images)
+    assert grid.shape == (2, 4, 128)
+    pool = AttentionPool(2, 8, jnp.float32, jnp.float32)
+    pooled = pool.apply({"params": model.params["vision"]["attnpool"]}, grid.reshape(2, 2, 2, 128))
+    np.testing.assert_allclose(pooled, model.image(images), rtol=0, atol=1e-6)
+
+
+# -------------------------------------------------------------------- a run
+def small(arg="single_adapter", **fields):
+    config = scenes_vl.get_config(f"smoke,{arg}")
+    config.data.scenes.update(train=24, val=4, test=6)
+    config.eval_batch, config.checkpoint_every = 12, 2
+    config.update(fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("vl") / "run"
+    return workdir, vl.run(small("single_adapter,multiple_prompts"), workdir)
+
+
+def test_a_run_ends_in_numbers_a_table_and_a_page(ran, capsys):
+    workdir, results = ran
+    run = results["runs"][0]
+    assert [r["settings"]["prefixes"] for r in results["runs"]] == [True, False]
+    backbone = zoo.load_seq("tiny_bart", visual=Visual(128, 16)).model
+    trained, total, _ = variant.summary(variant.make("single_adapter"), backbone, 1)
+    assert (run["trained_params"], run["trained_percent"]) == (trained, 100 * trained / total)
+    assert set(run["tasks"]["scenes_vqa"]) == {"val", "test"} and "loss_scenes_vqa" in run["curve"]
+    assert run["curve"]["examples_scenes_vqa"][-1] == [run["examples_seen"]["scenes_vqa"]]
+    text = vl_report.table(results)
+    assert "most frequent answer" in text and f"{run['trained_params']:,}" in text
+    assert report.main([str(workdir)]) == 0 and text in capsys.readouterr().out
+    page = (workdir / "report.html").read_text()
+    asked = results["examples"][0]
+    assert asked["reference"] in page and "data:image/png" in page and "<svg" in page
+    again = vl.run(small("single_adapter,multiple_prompts"), workdir)
+    assert again == json.loads((workdir / "results.json").read_text())
+    with pytest.raises(UserError, match="batch: there 16, now 8"):
+        vl.run(small("single_adapter,multiple_prompts", batch=8), workdir)
+
+
+def test_told_to_stop_it_goes_on_to_the_same_numbers(ran, tmp_path, monkeypatch):
+    whole, _ = ran
+    real = vl_batches.stream
+
+    def cut(*args):
+        for i, b in enumerate(real(*args)):
+            if i == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield b
+
+    monkeypatch.setattr(vl_batches, "stream", cut)
+    with pytest.raises(SystemExit) as stopped:
+        vl.run(small(), tmp_path / "run")
+    assert stopped.value.code == errors.PREEMPTED
+    monkeypatch.setattr(vl_batches, "stream", real)
+    results = vl.run(small(), tmp_path / "run")
+    files = [folder / "single_adapter/tuned/tuned.safetensors" for folder in (whole, tmp_path / "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    old, new = json.loads((whole / "single_adapter/result.json").read_text())["run"], results["runs"][0]
+    assert old["tasks"] == new["tasks"] and old["curve"] == new["curve"]
+
+
+def test_one_backbone_answers_with_the_files_of_several_variants_by_turns(ran):
+    workdir, _ = ran
+    config = small("single_adapter,multiple_prompts")
+    mesh = shard.make_mesh(config.mesh)
+    tasks = (scene_tasks.load("scenes_vqa", config.data),)
+    found, _ = vl.encode(config, tuple(t._replace(train=()) for t in tasks), mesh)
+    model, words, digest = vl.load_backbone(config, mesh, (16, 128))
+    world = vl.World(config, workdir, mesh, tasks, found, model, words, digest)
+    made, served = vl.check(config), {}
+    for name, chosen in made.items():
+        shapes = variant.shapes(chosen, model, 1)
+        v, note = variant.load(workdir / name / "tuned", shapes, digest)
+        assert note["variant"] == name and note["tasks"] == ["scenes_vqa"]
+        served[name] = v
+    for name in ("single_adapter", "multiple_prompts", "single_adapter"):
+        chosen = made[name]
+        said = vl_predict.predict(world, vl_fit.mix_of(world, chosen), chosen, served[name], 0, tasks[0].test)
+        results = json.loads((workdir / name / "result.json").read_text())["run"]
+        assert tasks[0].score(said, tasks[0].test) == results["tasks"]["scenes_vqa"]["test"]
+
+
+def test_a_loss_that_is_not_finite_is_named_or_left_out(tmp_path):
+    config = small(nonfinite="stop")
+    config.recipe.single_adapter.optimizer.lr = 1e30
+    with pytest.raises(UserError, match="single_adapter: .* is not finite for seed.* at step"):
+        vl.run(config, tmp_path / "stop")
+    config.nonfinite = "skip"
+    results = vl.run(config, tmp_path / "skip")
+    assert sum(n or 0 for row in results["runs"][0]["curve"]["skipped_scenes_vqa"] for n in row) > 0
+
+
+def test_what_cannot_be_run_is_said_before_anything_is_read():
+    with pytest.raises(UserError, match="unknown variant 'single_adaptor'.*single_adapter"):
+        scenes_vl.get_config("single_adaptor")
+    with pytest.raises(UserError, match="unknown setting behind the colon .*'reducton'.*reduction|backbone"):
+        scenes_vl.get_config("single_adapter,reducton=4")
+    config = small()
+    config.tasks = ("scene_vqa",)
+    with pytest.raises(UserError, match="unknown task 'scene_vqa'. Did you mean 'scenes_vqa'"):
+        vl.check(config)
+    assert scenes_vl.get_config("all").methods == tuple(variant.PUBLISHED)
+    assert main.RUNS[config.family] == "vl"
+    assert all(hasattr(importlib.import_module(f"vlmx.{m}"), "run") for m in main.RUNS.values())
+
+
+def test_temperature_mixes_tasks_more_evenly():
+    assert Counter(mix(temperature=1e9).order(0)) == {0: 3, 1: 3, 2: 3}

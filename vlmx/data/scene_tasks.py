@@ -1,0 +1,60 @@
+"""The embedded world's vision-and-language tasks: questions about scenes, in the form of the published data sets.
+
+A scene has a name, "train/17", and is drawn from it; so are the questions about it.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlmx.data import scene_text, scenes
+from vlmx.data.embedded import drawn_by
+from vlmx.data.vl import Example, Task
+
+
+def load(name, config) -> Task:
+    """scenes_vqa: config.scenes {"train", "val", "test"} scenes, config.questions about each."""
+    splits = {part: _examples(part, n, config.questions) for part, n in config.scenes.items()}
+    return Task(name, "vqa: ", **splits, score=score, length=20, target_length=6, answer_length=8)
+
+
+def _examples(part, scenes_of_it, each):
+    found = []
+    for i in range(scenes_of_it):
+        image = f"{part}/{i}"
+        scene, rng = _scene(image)
+        for k, q in enumerate(scene_text.questions(scene, rng, each)):
+            found.append(Example(f"{image}/{k}", (image,), q.text, ((q.answer, 1.0),), q.kind))
+    return found
+
+
+def _scene(image):
+    rng = random.Random(f"scenes/{image}")
+    return scene_text.scene(rng), rng
+
+
+def score(said, examples):
+    """Answers that are right to the letter, in per cent; then those to each kind of question."""
+    right = np.array([x == e.targets[0][0] for x, e in zip(said, examples, strict=True)], float)
+    kinds = np.array([e.about for e in examples])
+    return {"accuracy": 100 * float(right.mean())} | {
+        kind: 100 * float(right[kinds == kind].mean()) for kind in scene_text.KINDS_OF_QUESTION if kind in kinds
+    }
+
+
+@dataclass(frozen=True)
+class Pictures(Sequence):
+    """The pictures of scenes by name, uint8 [64, 64, 3], drawn when asked for."""
+
+    names: tuple[str, ...]
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        return scenes.draw(_scene(self.names[i])[0])
+
+    def identity(self, i):
+        return f"scene {self.names[i]} {drawn_by(__file__, scene_text.__file__)}"

@@ -1,0 +1,166 @@
+"""Pre-training of the embedded world's own T5 and BART: what is said about scenes -> a tokenizer -> denoising -> a
+checkpoint.
+
+`python -m vlmx.main --config configs/pretrain_t5.py --workdir DIR` (or pretrain_bart.py) comes here.
+"""
+
+import functools
+import json
+import math
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from vlmx import logs
+from vlmx.data import denoising, scene_text, seq_tokenizer
+from vlmx.generate import generate
+from vlmx.models import convert_seq
+from vlmx.models.vlseq import Generation, SeqConfig, VLSeq
+from vlmx.pretrain import finish, finished, train
+
+ALPHABET = [chr(i) for i in range(33, 127)]  # so that any English text can be written
+SENTINELS = 32
+
+
+def run(config, workdir):
+    """Everything from nothing to `workdir/<family>`, a Hugging Face directory; returns what pretrain.json says."""
+    workdir, began, d = Path(workdir), time.monotonic(), config.data
+    folder = workdir / config.kind
+    if made := finished(folder):
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+
+    # ---------------------------------------------------------------- texts and their tokens
+    logs.say(f"speaking of {d.texts} scenes")
+    texts, held_out = (passages(f"text/{part}", n) for part, n in ((d.seed, d.texts), ("held out", d.held_out)))
+    (write_unigram if config.kind == "t5" else write_bpe)(folder, texts[:20_000], config.vocab)
+    words = seq_tokenizer.load(folder, config.vocab, pad=int(config.kind == "bart")).hf
+    rows, held_out = (
+        [ids for ids in words(part, add_special_tokens=False)["input_ids"] if len(ids) <= d.length - 2]
+        for part in (texts, held_out)
+    )
+
+    # ---------------------------------------------------------------- steps
+    model = VLSeq({}, seq_config(config, len(words)))
+    corrupt, how = noise(config, words)
+    begin = lambda done: denoising.batches(rows, corrupt, config.batch, config.steps, config.seed, done, **how)
+    params = train(config, workdir, "denoising", model, begin, "texts")
+
+    # ---------------------------------------------------------------- the checkpoint, and what it fills in
+    if config.kind == "bart":
+        params["logits_bias"] = np.zeros((1, len(words)), np.float32)
+    model = model.replace(params=params)
+    convert_seq.save_hf(folder, model.config, params)
+    figures = {k: round(v, 2) for k, v in filled(model, held_out, corrupt, config, how, words).items()}
+    logs.say(", ".join(f"{name} {value} %" for name, value in figures.items()))
+    params.pop("logits_bias", None)
+    return finish(folder, config, params, began, {"held_out": figures})
+
+
+def passages(seed, n):
+    """`n` passages, each of a scene of its own, in lower case."""
+    said = []
+    for i in range(n):
+        rng = random.Random(f"{seed}/{i}")
+        said.append(scene_text.passage(scene_text.scene(rng), rng).lower())
+    return said
+
+
+# -------------------------------------------------------------------- tokenizers
+def write_unigram(folder, texts, size):
+    """T5's kind of tokenizer: SentencePiece's unigram pieces, padding 0, end 1, unknown 2, sentinels at the end, the
+    first of them the last id."""
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")])
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size - SENTINELS, special_tokens=special, unk_token="<unk>", initial_alphabet=["▁", *ALPHABET],
+        show_progress=False,
+    )  # fmt: skip
+    made.train_from_iterator(texts, trainer)
+    pieces = dict(json.loads(made.to_str())["model"]["vocab"])
+    # The trainer begins with what occurs in several words, so that a word like no other falls to pieces.
+    counts = Counter(w for text in texts for w, _ in made.pre_tokenizer.pre_tokenize_str(text))
+    frequent = counts.most_common(size - SENTINELS - len(pieces))
+    pieces |= {word: math.log(n / counts.total()) for word, n in frequent if word not in pieces}
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
+    made.model = models.Unigram([*pieces.items(), *((name, 0.0) for name in sentinels)], unk_id=2)
+    made.decoder = decoders.Metaspace()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_tokenizer(folder, made, special + sentinels, names | {"extra_special_tokens": sentinels})
+
+
+def write_bpe(folder, texts, size):
+    """BART's kind of tokenizer: byte-level pairs; start 0, padding 1, end 2, unknown 3, the mask last. Unlike BART's, a
+    text's first word is written as any other."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1, special_tokens=special, initial_alphabet=letters, show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    made.decoder = decoders.ByteLevel()
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_tokenizer(folder, made, [*special, "<mask>"], names | {"mask_token": "<mask>"})
+
+
+def write_tokenizer(folder, made, special, names):
+    """tokenizer.json and tokenizer_config.json, as transformers reads them; texts are put in lower case."""
+    from transformers import PreTrainedTokenizerFast
+
+    made.normalizer = normalizers.Lowercase()
+    made.add_special_tokens(special)
+    PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=512, **names).save_pretrained(folder)
+
+
+# -------------------------------------------------------------------- model and noise
+def seq_config(config, vocab):
+    """The model of a pre-training config."""
+    sizes = {
+        "width": config.width, "heads": config.heads, "head_dim": config.width // config.heads,
+        "mlp": 4 * config.width, "layers": (config.layers, config.layers), "vocab": vocab,
+    }  # fmt: skip
+    rates = {name: config.dropout for name in ("dropout", "attention_dropout", "activation_dropout")}
+    if config.kind == "t5":
+        more = {"act": "relu", "scale_logits": True, "eps": 1e-6, "pad": 0, "end": 1, "begin": 0}
+    else:
+        more = {"act": "gelu", "eps": 1e-5, "positions": 512, "pad": 1, "end": 2, "begin": 2}
+    return SeqConfig(family=config.kind, **sizes, **rates, **more)
+
+
+def noise(config, words):
+    """(ids, rng -> (input, target) of this family's pre-training; the arguments of denoising.batch)."""
+    n = config.noise
+    lengths = {"length": config.data.length, "target_length": config.data.target_length}
+    if config.kind == "t5":
+        first = words.convert_tokens_to_ids("<extra_id_0>")
+        corrupt = functools.partial(denoising.spans, sentinel=first, density=n.density, mean=n.mean)
+        return corrupt, {"begin": (), "end": 1, "pad": 0, **lengths}
+    stop = words(".", add_special_tokens=False)["input_ids"][-1]
+    corrupt = functools.partial(denoising.infill, mask=words.mask_token_id, end=stop, density=n.density, mean=n.mean)
+    return corrupt, {"begin": (0,), "end": 2, "pad": 1, **lengths}
+
+
+def filled(model, rows, corrupt, config, how, words, size=64):
+    """Per cent of held-out texts: "tokens" that are right in generated targets, position by position, and whole
+    "texts" (for T5: all that was taken out)."""
+    tokens, texts = [], []
+    for i in range(0, len(rows) // size * size, size):
+        b = denoising.batch(rows[i : i + size], corrupt, np.random.default_rng([config.seed, i]), **how)
+        said, _ = generate(model, jnp.asarray(b["ids"]), how=Generation(max_length=how["target_length"] + 1))
+        real = b["labels"] >= 0
+        right = np.asarray(said)[:, 1:] == b["labels"]
+        tokens += right[real].tolist()
+        texts += (right | ~real).all(-1).tolist()
+    return {"tokens": 100 * float(np.mean(tokens)), "texts": 100 * float(np.mean(texts))}

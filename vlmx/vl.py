@@ -1,0 +1,240 @@
+"""The run of vision-and-language tasks: from a config to results.json and report.html, variant after variant.
+
+`python -m vlmx.main --config configs/scenes_vl.py:single_adapter` comes here. Names no variant and no task.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vlmx import features, logs, report, settings, shard, variant, vl_report
+from vlmx.data import transforms, vl
+from vlmx.data.task import Split
+from vlmx.errors import UserError, unknown
+from vlmx.files import write_json
+from vlmx.logs import say
+from vlmx.models import zoo
+from vlmx.models.clip import Clip
+from vlmx.models.vlseq import Visual, VLSeq, count
+from vlmx.vl_fit import fit, mix_of, steps_of
+from vlmx.vl_predict import predict
+
+
+class World(NamedTuple):
+    """What all variants of a run share. features: name of an image -> `(n, F)`; backbone: the digest of its weights."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    tasks: tuple[vl.Task, ...]
+    features: Any
+    model: VLSeq
+    words: Any
+    backbone: str
+
+
+def run(config, workdir):
+    """Train and test every variant of the config; returns what it writes to workdir/results.json.
+
+    A finished workdir is left as it is; an interrupted one goes on where it was. Raises UserError for a config that
+    cannot be run, before any weight is loaded.
+    """
+    began, workdir = time.monotonic(), Path(workdir).absolute()
+    made = check(config)
+    if done := settings.finished(config, workdir, logs.first_process()):
+        say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
+        return done
+    mesh = shard.make_mesh(config.mesh)
+    shard.refuse_uneven(mesh, 1, {"batch": max([config.batch, *config.batches.values()])})
+    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    say(f"devices: {device}, mesh {dict(mesh.shape)}; results go to {workdir}")
+
+    # ---------------------------------------------------------------- tasks, features, the frozen model
+    tasks = tuple(vl.reader(name).load(name, config.data) for name in config.tasks)
+    for task in tasks:
+        sizes = {part: len(getattr(task, part)) for part in ("train", "val", "test")}
+        say(f"task {task.name}: {sizes}")
+        for note in task.notes:
+            say(f"  note: {note}")
+        if not sizes["train"]:
+            raise UserError(f"task {task.name} has no training examples")
+    found, tower = encode(config, tasks, mesh)
+    model, words, backbone = load_backbone(config, mesh, next(iter(found.values())).shape)
+    say(f"model: {config.model.name}, {count(model.params):,} parameters with the visual embedding, frozen but for:")
+    world = World(config, workdir, mesh, tasks, found, model, words, backbone)
+    baseline = {t.name: majority(t) for t in tasks}
+    for name, (answer, numbers) in baseline.items():
+        say(f"{name}: always {answer!r}, the most frequent answer: " + told(numbers))
+
+    # ---------------------------------------------------------------- every variant
+    runs, examples = [], []
+    for name, chosen in made.items():
+        result, shown = cell(world, name, chosen)
+        examples += [row | {"run": len(runs)} for row in shown]
+        runs.append(result)
+    results = {
+        "title": config.title,
+        "family": config.family,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join(["python -m vlmx.main", *sys.argv[1:]]),
+        "config": settings.plain(config),
+        "versions": {p: version(p) for p in ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")},
+        "device": device,
+        "tasks": [
+            {
+                "name": t.name,
+                **{f"n_{part}": len(getattr(t, part)) for part in ("train", "val", "test")},
+                "metric": next(iter(baseline[t.name][1])),
+                "majority": {"answer": baseline[t.name][0], "test": baseline[t.name][1]},
+                "notes": list(t.notes),
+            }
+            for t in tasks
+        ],
+        "model": {"name": config.model.name, "digest": backbone, "params": count(model.params), "tower": tower},
+        "seconds": round(time.monotonic() - began, 1),
+        "runs": runs,
+        "examples": examples,
+    }
+    if logs.first_process():
+        write_json(workdir / "results.json", results)
+        report.write(workdir)
+        print("\n" + vl_report.table(results) + f"\n\nreport: {workdir / 'report.html'}", flush=True)
+    return results
+
+
+def check(config):
+    """What can be found wrong in a config before data or weights are read; {name: Variant}."""
+    for field in ("dtype", "param_dtype"):
+        if config.model[field] not in ("float32", "bfloat16"):
+            raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))
+    if config.nonfinite not in ("stop", "skip"):
+        raise unknown("value of nonfinite", config.nonfinite, ("stop", "skip"))
+    for name in config.tasks:
+        vl.reader(name)
+    if not config.methods or not config.tasks:
+        raise UserError("nothing to do: config.methods (variants) and config.tasks need at least one name each")
+    shard.check(config.shardings, ("model", "tuned"))
+    return {name: variant.make(name, **config.recipe[name].hyper) for name in config.methods}
+
+
+# -------------------------------------------------------------------- features and the backbone
+def encode(config, tasks, mesh):
+    """(name of an image -> what the image tower knows of each place `(n, F)`, the tower's digest), each image once."""
+    m, by_reader = config.tower, {}
+    for task in tasks:
+        images = (name for split in (task.train, task.val, task.test) for e in split for name in e.images)
+        by_reader.setdefault(vl.reader(task.name), {}).update(dict.fromkeys(images))
+    place = lambda path, shape: shard.sharding(mesh, path, shape, shard.MODEL)
+    loaded = zoo.load(m.name, dtype=m.dtype, param_dtype=m.param_dtype, place=place)
+    size, found = loaded.model.config.vision.image_size, {}
+    kept = {"store": features.open_store(config.features), "digest": loaded.digest}
+    for reader, names in by_reader.items():
+        names = tuple(names)
+        split = Split(reader.Pictures(names), np.zeros(len(names), np.int32), names)
+        reading = {"batch": config.eval_batch, "mesh": mesh, "workers": config.data.workers}
+        squash = functools.partial(transforms.squash, size=size)
+        rows = features.encode(loaded.model, split, squash, of=Clip.grid, **kept, **reading).features
+        found |= dict(zip(names, rows, strict=True))
+    return found, {"name": m.name, "digest": loaded.digest}
+
+
+def load_backbone(config, mesh, grid):
+    """(VLSeq, words, digest) on the mesh, with a visual embedding for features of the shape `grid`, (n, F)."""
+    m = config.model
+    rules = shard.rules_of(config.shardings, "model")
+    visual = Visual(width=grid[1], tokens=min(m.visual_tokens or grid[0], grid[0]))
+    loaded = zoo.load_seq(
+        m.name, visual=visual, seed=config.seed, dtype=m.dtype, param_dtype=m.param_dtype,
+        place=lambda path, shape: shard.sharding(mesh, path, shape, rules + shard.MODEL),
+    )  # fmt: skip
+    shard.refuse_unused(loaded.model.params, rules)
+    c = dataclasses.replace(loaded.model.config, remat=m.remat)
+    if m.dropout >= 0:
+        c = dataclasses.replace(c, dropout=m.dropout, attention_dropout=m.dropout, activation_dropout=m.dropout)
+    return loaded.model.replace(config=c), loaded.tokenizer, loaded.digest
+
+
+def majority(task):
+    """(the answer that training examples give most often, by score; what the test says of always giving it)."""
+    scores = Counter()
+    for e in task.train:
+        scores.update(dict(e.targets))
+    answer = max(scores, key=scores.get) if scores else ""
+    tested = task.test or task.val
+    return answer, task.score([answer] * len(tested), tested) if len(tested) else {"accuracy": float("nan")}
+
+
+# -------------------------------------------------------------------- one variant
+def cell(world, name, chosen):
+    """Train one variant on all tasks and test it: (an entry of results["runs"], rows of results["examples"]). A
+    finished one is read back."""
+    config, folder = world.config, world.workdir / name.replace(".", "_")
+    if (folder / "result.json").exists():
+        say(f"{name}: finished before")
+        saved = json.loads((folder / "result.json").read_text())
+        return saved["run"], saved["examples"]
+    began, recipe = time.monotonic(), config.recipe[name]
+    trained, total, lines = variant.summary(chosen, world.model, len(world.tasks))
+    say(f"{name}: {lines}")
+    about = {"variant": name, "hyper": recipe.hyper.to_dict(), "visual": dataclasses.asdict(world.model.config.visual)}
+    meta = about | {"backbone": world.backbone, "tasks": list(config.tasks), "seed": config.seed}
+    v = fit(world, name, chosen, recipe, meta, folder / "steps")
+    learnt = time.monotonic()
+
+    # ---- every task's validation and test
+    mix, metrics, shown = mix_of(world, chosen), {}, []
+    for number, task in enumerate(world.tasks):
+        for part in ("val", "test"):
+            examples = getattr(task, part)
+            if not len(examples):
+                continue
+            said = predict(world, mix, chosen, v, number, examples)
+            metrics.setdefault(task.name, {})[part] = task.score(said, examples)
+            if part == "test" and logs.first_process():
+                shown += save_examples(world, folder.name, task, examples, said)
+    first = [next(iter(m["test"].values())) for m in metrics.values() if "test" in m]
+    result = {
+        "method": name,
+        "trained_params": trained,
+        "trained_percent": 100 * trained / total,
+        "seconds": round(time.monotonic() - began, 1),
+        "training_seconds": round(learnt - began, 1),
+        "settings": recipe.to_dict() | {"prefixes": mix.prefixes},
+        "tasks": metrics,
+        "average": float(np.mean(first)) if first else None,
+        "examples_seen": mix.examples(steps_of(mix, recipe)),
+        "curve": logs.curve(world.workdir, name),
+    }
+    variant.save(folder / "tuned", v, world.backbone, config.tasks, about)
+    if logs.first_process():
+        write_json(folder / "result.json", {"run": result, "examples": shown})
+    say(f"{name}: " + "; ".join(f"{k} {told(m.get('test') or m.get('val') or {})}" for k, m in metrics.items()))
+    return result, shown
+
+
+def told(numbers):
+    """The first of a task's numbers, in words."""
+    return ", ".join(f"{k} {v:.1f}" for k, v in list(numbers.items())[:1])
+
+
+def save_examples(world, run, task, examples, said, n=12):
+    """Rows of results["examples"]: of the first test images, in turn, what was asked, said and right."""
+    step = max(len(examples) // n, 1)
+    rows, pictures = range(0, len(examples), step)[:n], vl.reader(task.name)
+    entries = [
+        {"seed": None, "part": task.name, "question": examples[i].text, "said": said[i],
+         "reference": " / ".join(answer for answer, _ in examples[i].targets[:3])}
+        for i in rows
+    ]  # fmt: skip
+    images = pictures.Pictures(tuple(examples[i].images[0] for i in rows))
+    return report.save_mistakes(world.workdir, images, [{"run": run, **e} for e in entries])

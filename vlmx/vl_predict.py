@@ -1,0 +1,60 @@
+"""What a tuned model answers: text that it generates, or the likeliest of a task's choices, by one decoder step."""
+
+import dataclasses
+import functools
+
+import jax
+
+from vlmx import shard, variant
+from vlmx.data import vl_batches
+from vlmx.generate import generate, which
+from vlmx.logs import progress
+
+
+def predict(world, mix, chosen, v, number, examples):
+    """The answers, a list of str, to examples of the task `number`."""
+    task, rows, found = world.tasks[number], shard.up(world.mesh, world.config.eval_batch), []
+    v = shard.place(v, shard.on(world.mesh))
+    words = choices(world.words, task.choices)
+    how = how_to_generate(task, world.model.config.generation)
+    given = (world.words.hf.bos_token_id,) if world.model.config.family == "bart" else ()
+    with progress(len(examples), f"answering {task.name}", unit="example") as bar:
+        for start in range(0, len(examples), rows):
+            part = [examples[i] for i in range(start, min(start + rows, len(examples)))]
+            b = shard.put(world.mesh, "batch", vl_batches.inputs(mix, number, part, rows), shard.SEVERAL)
+            if words:
+                said = shard.gather(world.mesh, _choose(chosen, words, given, world.model, v, b))
+                found += [task.choices[i] for i in said[: len(part)]]
+            else:
+                said = shard.gather(world.mesh, _generate(chosen, how, world.model, v, b))
+                found += world.words.texts(said[: len(part)])
+            bar.update(len(part))
+    return found
+
+
+def choices(words, texts):
+    """The id of each word's first piece, without a blank before it."""
+    return tuple(words.hf(text, add_special_tokens=False)["input_ids"][0] for text in texts)
+
+
+def how_to_generate(task, own):
+    """A vlseq.Generation: the task's beams and length, the checkpoint's own rules; with beams a text is made to end."""
+    more = {"length_penalty": 1.0, "sample": False, "force_end": task.beams > 1}
+    return dataclasses.replace(own, beams=task.beams, max_length=task.answer_length, **more)
+
+
+def _dressed(chosen, model, v, batch):
+    model, into = variant.dressed(chosen, model, variant.pick(v["train"], batch["task"]), v["fixed"])
+    return model, into, model.visual(batch["features"])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(chosen, how, model, v, batch):
+    model, into, vis = _dressed(chosen, model, v, batch)
+    return generate(model, batch["ids"], vis, how, into, real=batch["real"])[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _choose(chosen, words, given, model, v, batch):
+    model, into, vis = _dressed(chosen, model, v, batch)
+    return which(model, batch["ids"], vis, words, given, into, batch["real"])
