@@ -116,7 +116,8 @@ def load_seq(name, *, visual=None, added=None, seed=0, dtype="float32", param_dt
     """Loads a T5 or BART: `Loaded(model, tokenizer, digest, name)`.
 
     `name` is "tiny_t5" or "tiny_bart" (come with the package), a key of SEQ_MODELS, a repository "owner/name", or a
-    local directory. The other arguments are those of `convert_seq.read`; added: None takes the reference's number where there is a visual embedding. Raises as `load`.
+    local directory. The other arguments are those of `convert_seq.read`; added: None takes the reference's number where
+    there is a visual embedding. Raises as `load`.
     """
     path = locate(name)
     found, folder = files.weight_files(path)
