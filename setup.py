@@ -28,6 +28,7 @@ setup(
         "absl-py>=2.5.1",
         "flax>=0.12.8",
         "grain>=0.2.18",
+        "h5py>=3.16.0",
         "huggingface_hub>=2.4.0",
         "jax>=0.10.2",
         "jinja2>=3.1.6",
@@ -38,6 +39,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pillow>=13.0.0",
+        "pycocoevalcap>=1.2",
         "safetensors>=0.8.0",
         "scikit-learn>=1.9.1",
         "tensorboardX>=2.6.5",
@@ -65,6 +67,7 @@ setup(
         ],
         "parity": ["torch>=2.13.0"],
         "bench": ["torch>=2.13.0"],
+        "video": ["av>=18.1.0"],  # vlmx.extract of videos
     },
     entry_points={"pytest11": ["vlmx.pytest_goldens = vlmx.pytest_goldens"]},
 )

@@ -1,0 +1,73 @@
+"""How captions are scored: the metrics of the COCO caption tool, by pycocoevalcap's scorers, on words of ptb.py.
+
+CIDEr (Vedantam et al. 2015, arXiv 1411.5726), BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004). METEOR (Denkowski and
+Lavie 2014) and SPICE (Anderson et al. 2016, arXiv 1607.08822) are programs in Java: they are there where it is.
+"""
+
+import functools
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pycocoevalcap
+from absl import logging
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from vlmx.metrics import ptb
+
+FOLDER = Path(pycocoevalcap.__path__[0])
+
+
+def captions(predictions: Sequence[str], references: Sequence[Sequence[str]], java: bool = True) -> dict[str, float]:
+    """Scores in per cent of one caption an image against any number of references each, CIDEr first.
+
+    Returns: {"CIDEr", "BLEU-1" .. "BLEU-4", "ROUGE-L"}; with `java` "METEOR" and "SPICE" too where `lacking` does not
+    say otherwise; METEOR takes 10 seconds to start, once a process.
+    CIDEr weighs words by how rare they are among all these references: it depends on the set, and may exceed 100.
+    """
+    said = {i: [" ".join(ptb.words(p))] for i, p in enumerate(predictions)}
+    true = {i: [" ".join(ptb.words(r)) for r in each] for i, each in enumerate(references)}
+    if len(said) != len(true):
+        raise ValueError(f"{len(said)} predictions for the references of {len(true)} images")
+    if not said:
+        return {"CIDEr": float("nan")}
+    scores = {"CIDEr": Cider().compute_score(true, said)[0]}
+    scores |= {f"BLEU-{n}": s for n, s in enumerate(Bleu(4).compute_score(true, said, verbose=0)[0], 1)}
+    scores["ROUGE-L"] = Rouge().compute_score(true, said)[0]
+    for name, scorer in (("METEOR", _meteor), ("SPICE", _spice)):
+        if java and name not in lacking():
+            try:
+                scores[name] = scorer().compute_score(true, said)[0]
+            except (OSError, ValueError) as e:  # Java ended early: no memory, a folder that cannot be written
+                logging.warning("%s is left out: its Java program failed (%s)", name, e)
+    return {name: 100 * float(score) for name, score in scores.items()}
+
+
+@functools.cache
+def lacking() -> dict[str, str]:
+    """The metrics that cannot be computed on this machine, each with the reason in words."""
+    if not shutil.which("java"):
+        return {name: "it is a program in Java, and there is no java on the path" for name in ("METEOR", "SPICE")}
+    if not (FOLDER / "spice/lib/stanford-corenlp-3.6.0-models.jar").exists():
+        return {"SPICE": "it needs Stanford CoreNLP 3.6.0 (400 MB): python -m pycocoevalcap.spice.get_stanford_models"}
+    return {}
+
+
+def notes() -> tuple[str, ...]:
+    """`lacking` as sentences, for Task.notes."""
+    return tuple(f"no {name}: {reason}" for name, reason in lacking().items())
+
+
+@functools.cache
+def _meteor():
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    return Meteor()
+
+
+def _spice():
+    from pycocoevalcap.spice.spice import Spice
+
+    return Spice()
