@@ -1,0 +1,428 @@
+"""Readers of the official files of vision-and-language tasks: what they make of good entries and of bad ones."""
+
+import json
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+from golden_cases import load
+
+from vlmx.data import image_text, submission, video_text, vl_features, vqav2
+from vlmx.data.vl import Example
+from vlmx.errors import UserError
+
+TEN = ["net"] * 6 + ["netting", "the net", "mesh", "a net"]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def lines(path, rows):
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+# ------------------------------------------------------------------------------------------------ official files
+
+
+def write_vqa(root, bad=()):
+    """Questions 1 to 4 about images 1 (train), 2 (restval) and 3 (test)."""
+    rows = {"train2014": [(1, 1, "What is this?"), (2, 1, "Is it red?")], "val2014": [(3, 2, "Why?"), (4, 3, "Who?")]}
+    for year, questions in rows.items():
+        questions = [{"question_id": q, "image_id": i, "question": t} for q, i, t in questions]
+        answers = [
+            {
+                "question_id": q["question_id"],
+                "image_id": q["image_id"],
+                "question_type": "what",
+                "answer_type": "other",
+                "multiple_choice_answer": "net",
+                "answers": [{"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(TEN, 1)],
+            }
+            for q in questions
+        ]
+        if year == "train2014" and "twice" in bad:
+            questions.append(questions[0])
+        if year == "train2014" and "unanswered" in bad:
+            questions.append({"question_id": 9, "image_id": 1, "question": "?"})
+        write(root / f"vqa/v2_OpenEnded_mscoco_{year}_questions.json", {"data_subtype": year, "questions": questions})
+        write(root / f"vqa/v2_mscoco_{year}_annotations.json", {"annotations": answers})
+    write_coco(root)
+
+
+def write_coco(root):
+    names = [("train2014", 1, "train"), ("val2014", 2, "restval"), ("val2014", 3, "test"), ("val2014", 4, "val")]
+    images = [
+        {
+            "filename": f"COCO_{year}_{i:012d}.jpg", "filepath": year, "cocoid": i, "split": part,
+            "sentences": [{"raw": f" {part} {n}. ", "tokens": [part], "sentid": n} for n in range(2)],
+        }
+        for year, i, part in names
+    ]  # fmt: skip
+    write(root / "COCO/dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
+def write_gqa(root):
+    def entry(image, question, answer):
+        semantic = [{"operation": "select", "dependencies": [], "argument": "net (1)"}]
+        return {
+            "imageId": image, "question": question, "answer": answer, "fullAnswer": "It is.", "isBalanced": True,
+            "semantic": semantic, "types": {"structural": "query", "semantic": "rel", "detailed": "relS"},
+            "annotations": {"question": {"2": "9"}, "answer": {}, "fullAnswer": {}},
+            "groups": {"global": None, "local": "x"},
+        }  # fmt: skip
+
+    for part, id in (("train", "07"), ("val", "08"), ("testdev", "09")):
+        write(root / f"GQA/{part}_balanced_questions.json", {id: entry(f"n{id}", f"What of {id}?", "pipe")})
+
+
+def write_nlvr(root):
+    for part in ("train", "dev", "test1"):
+        rows = [
+            {"identifier": f"{part}-5-{pair}-0", "sentence": "Two dogs.", "label": label}
+            for pair, label in enumerate(("True", "False"))
+        ]
+        lines(root / f"nlvr/{part}.json", rows)
+
+
+def write_value(root):
+    def question(id, n, **more):
+        answers = {f"a{i}": f" Answer {i}.. " for i in range(n)}
+        return answers | {"qid": id, "q": " Why? ", "ts": "1.5-2.5", "vid_name": "v1", "show_name": "House"} | more
+
+    for name, n in (("tvqa", 5), ("how2qa", 4)):
+        lines(root / f"{name}/{name}_train{'_release' * (n == 4)}.jsonl", [question(1, n, answer_idx=2)])
+        lines(root / f"{name}/{name}_val{'_release' * (n == 4)}.jsonl", [question(2, n, answer_idx=0)])
+        lines(root / f"{name}/{name}_test_release.jsonl", [question(3, n)])
+    for name in ("tvc", "yc2c"):
+        for i, part in enumerate(("train", "val", "test")):
+            said = [{"desc": f"{part} {n}", "desc_id": n} for n in range(2)]
+            row = {"clip_id": i, "vid_name": "v1", "duration": 9.5, "ts": [5.1, 9.8], "descs": said}
+            lines(root / f"{name}/{name}_{part}_release.jsonl", [row])
+    said = [{"text": " Hello.", "start": 0, "end": 1}, {"text": "You! ", "start": 1, "end": 2}]
+    for show in ("tv", "how2", "yc2"):
+        lines(root / f"{show}_subtitles.jsonl", [{"vid_name": "v1", "sub": said}])
+
+
+# ------------------------------------------------------------------------------------------------ good entries
+
+
+def test_vqa_in_karpathys_split(tmp_path):
+    write_vqa(tmp_path)
+    task = image_text.load("vqa", tmp_path, least=1)
+    assert [[e.id for e in part] for part in (task.train, task.val, task.test)] == [["1", "2", "3"], [], ["4"]]
+    e = task.train[0]
+    assert (e.images, e.text, e.targets) == (("COCO_train2014_000000000001",), "What is this?", (("net", 1.0),))
+    assert e.about == {"answers": tuple(TEN), "question_type": "what", "answer_type": "other"}
+    assert (task.prefix, task.length, task.target_length, task.loss, task.suffix) == ("vqa: ", 20, 10, "score", False)
+    assert image_text.load("vqa", tmp_path).train[0].targets == ()  # "net" is the answer to fewer than 9 questions
+    scores = task.score(["net"], task.test)
+    assert scores["accuracy"] == scores["answers: other"] == scores["answer in list"] == 100
+    assert submission.submission("vqa", task.test, ["net"]) == '[{"question_id": 4, "answer": "net"}]'
+    assert pickle.loads(pickle.dumps(task.train))[2] == task.train[2]
+
+
+def test_vqa_in_its_own_split(tmp_path):
+    write_vqa(tmp_path)
+    task = image_text.load("vqa", tmp_path, split="official")
+    assert [[e.id for e in part] for part in (task.train, task.val, task.test)] == [["1", "2"], [], ["3", "4"]]
+
+
+def test_vqa_soft_targets():
+    assert vqav2.soft_label(["a dog", "dog", "Cat", "two"], {"dog", "cat", "2"}) == (
+        ("dog", 0.6), ("cat", 0.3), ("2", 0.3),
+    )  # fmt: skip
+
+
+def test_vqa_of_vl_t5(tmp_path):
+    row = {"question_id": 1, "img_id": "COCO_val2014_1", "sent": "Who?", "label": {"net": 1, "mesh": 0.3}}
+    answers = {"answers": [{"answer": a, "answer_id": 1} for a in TEN], "is_topk_optimal": False}
+    write(tmp_path / "karpathy_train.json", [row, row | {"question_id": 2, "label": {}}])
+    write(tmp_path / "karpathy_val.json", [])
+    write(tmp_path / "karpathy_test.json", [row | answers | {"question_id": 3}])
+    task = image_text.load("vqa", tmp_path, min_score=0.5)
+    assert [e.targets for e in task.train] == [(("net", 1.0),), ()]
+    assert task.test[0].about["answers"] == tuple(TEN)
+    assert task.score(["net"], task.test)["answer not in list"] == 100
+
+
+def test_vqa_hidden_questions(tmp_path):
+    question = {"question_id": 7, "image_id": 1, "question": "Who?"}
+    write(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": [question]})
+    hidden = vqav2.hidden(tmp_path)
+    assert hidden[0].images == ("COCO_test2015_000000000001",)
+    with pytest.raises(UserError, match="cannot be scored"):
+        vqav2.score(["x"], hidden)
+
+
+def test_gqa(tmp_path):
+    write_gqa(tmp_path)
+    task = image_text.load("gqa", tmp_path)
+    assert [e.id for e in task.train] == ["07", "08"] and len(task.val) == 0
+    assert task.test[0] == Example("09", ("n09",), "What of 09?", (("pipe", 1.0),), {"type": "query"})
+    assert task.prefix == "gpa: "
+    assert task.score(["pipe"], task.test) == {"accuracy": 100, "query": 100}
+    assert submission.submission("gqa", task.test, ["x"]) == '[{"questionId": "09", "prediction": "x"}]'
+    assert [e.id for e in image_text.load("gqa", tmp_path, train=("train",)).val] == ["08"]
+
+
+def test_gqa_of_vl_t5(tmp_path):
+    for part in ("train", "valid", "testdev"):
+        write(tmp_path / f"{part}.json", [{"question_id": part, "img_id": "1", "sent": "?", "label": {"pipe": 1.0}}])
+    task = image_text.load("gqa", tmp_path)
+    assert task.test[0] == Example("testdev", ("1",), "?", (("pipe", 1.0),), None)
+
+
+def test_nlvr2(tmp_path):
+    write_nlvr(tmp_path)
+    task = image_text.load("nlvr", tmp_path)
+    e = task.test[1]
+    assert e == Example("test1-5-1-0", ("test1-5-1-img0", "test1-5-1-img1"), "Two dogs.", (("false", 1.0),))
+    assert task.score(["true", "true"], task.test) == {"accuracy": 50, "consistency": 0}
+    assert submission.submission("nlvr", task.test, ["true", "false"]) == "test1-5-0-0,True\ntest1-5-1-0,False\n"
+    assert pickle.loads(pickle.dumps(task.train))[1] == task.train[1]
+
+
+def test_nlvr2_of_vl_t5(tmp_path):
+    row = {"identifier": "dev-5-0-0", "img0": "a", "img1": "b", "sent": "Two.", "label": 1, "uid": "x"}
+    for part in ("train", "valid", "test"):
+        write(tmp_path / f"{part}.json", [row | {"identifier": f"{part}-5-0-0"}])
+    assert image_text.load("nlvr", tmp_path).val[0] == Example("valid-5-0-0", ("a", "b"), "Two.", (("true", 1.0),))
+
+
+def test_coco_captions(tmp_path):
+    write_coco(tmp_path)
+    task = image_text.load("caption", tmp_path, java=False)
+    assert [e.targets[0][0] for e in task.train] == ["train 0.", "train 1.", "restval 0.", "restval 1."]
+    assert task.test[0].targets == (("test 0.", 1.0), ("test 1.", 1.0)) and task.test[0].text == ""
+    assert (task.loss, task.beams, task.length, task.target_length) == ("token", 5, 40, 40)
+    assert task.score(["test 1"], task.test)["BLEU-2"] == pytest.approx(100)
+    assert submission.submission("caption", task.test, ["x"]) == '[{"image_id": 3, "caption": "x"}]'
+
+
+@pytest.mark.parametrize("name, n", [("tvqa", 5), ("how2qa", 4)])
+def test_questions_about_videos(tmp_path, name, n):
+    write_value(tmp_path)
+    task = video_text.load(name, tmp_path)
+    answers = " ".join(f"a{i}: Answer {i}." for i in range(n))
+    text = f"[Subs] Hello. You! [Q] Why? [TS] (1.5-2.5) [Choices] {answers} "
+    assert task.train[0] == Example("1", ("v1",), text, (("a2", 1.0),), {"show": "House"})
+    assert [e.id for e in task.test] == ["2"] and len(task.val) == 0 and "val part is the test" in task.notes[0]
+    assert (task.prefix, task.suffix, task.length, task.beams) == (f"{name}: ", True, 600, 5)
+    assert task.score(["a1"], task.test) == {"accuracy": 0, "House": 0}
+    hidden = video_text.hidden(name, tmp_path)
+    assert hidden[0].targets == ()
+    assert submission.submission(name, hidden, ["a3"]) == '{"3": 3}'
+    assert submission.submission(name, hidden, ["no"]) == '{"3": 0}'
+    assert pickle.loads(pickle.dumps(task.train))[0] == task.train[0]
+
+
+@pytest.mark.parametrize("name, stamp", [("tvc", "[TS] ([5.1, 9.8]) "), ("yc2c", "")])
+def test_descriptions_of_videos(tmp_path, name, stamp):
+    write_value(tmp_path)
+    task = video_text.load(name, tmp_path, java=False)
+    assert [e.targets for e in task.train] == [(("train 0", 1.0),), (("train 1", 1.0),)]
+    assert task.test[1].text == f"[Subs] Hello. You! {stamp}"
+    scores = task.score(["test 0", "test 0"], task.test)
+    assert scores["BLEU-1"] == pytest.approx(75) and "CIDEr, all references" in scores
+    said = json.loads(submission.submission(name, task.test, ["x", "x"]))
+    assert said == {"video_id": "v1", "clip_id": 2, "descs": [{"desc": "x"}]}
+
+
+def test_a_video_without_subtitles(tmp_path):
+    write_value(tmp_path)
+    lines(tmp_path / "tv_subtitles.jsonl", [{"vid_name": "other", "sub": []}])
+    assert video_text.load("tvc", tmp_path, java=False).train[0].text == "[Subs]  [TS] ([5.1, 9.8]) "
+
+
+# ------------------------------------------------------------------------------------------------ bad ones
+
+
+@pytest.mark.parametrize("name", image_text.READERS)
+def test_missing_files_are_named(tmp_path, name):
+    with pytest.raises(UserError, match=r"missing: .*json[\s\S]*looked for:\n  .*json"):
+        image_text.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", video_text.READERS)
+def test_missing_video_files_are_named(tmp_path, name):
+    with pytest.raises(UserError, match=rf"missing: the train part of {name}[\s\S]*{name}_train_release.jsonl"):
+        video_text.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("kind, said", [("twice", "with the id of another"), ("unanswered", "without an answer")])
+def test_vqa_bad_entries(tmp_path, kind, said):
+    write_vqa(tmp_path, bad=(kind,))
+    with pytest.raises(UserError, match=r"train2014_questions.json, questions\[2\].*bad=skip"):
+        image_text.load("vqa", tmp_path)
+    task = image_text.load("vqa", tmp_path, bad="skip")
+    assert len(task.train) == 3 and f"1 left out {said}" in task.notes[0] and "questions[2]" in task.notes[0]
+
+
+def test_missing_images(tmp_path):
+    write_nlvr(tmp_path)
+    there = {f"{p}-5-{i}-img{j}" for p in ("train", "dev", "test1") for i in (0, 1) for j in (0, 1)} - {"dev-5-1-img1"}
+    with pytest.raises(UserError, match=r"dev.json, line 2: there are no features of 'dev-5-1-img1'"):
+        image_text.load("nlvr", tmp_path, images=there)
+    task = image_text.load("nlvr", tmp_path, images=there, bad="skip")
+    assert [len(p) for p in (task.train, task.val, task.test)] == [2, 1, 2]
+    assert "1 left out without their image" in task.notes[0]
+
+
+BAD_LINES = {
+    b'{"identifier": "a"}\n': ("no 'sentence'; it has identifier", "not as expected"),
+    b"[1]\n": ("a json list", "not as expected"),
+    b'{"identifier": \n': ("no valid json", "not json"),
+    b'{"identifier": "dev-1-0-0", "sentence": "\xff"}\n': ("not UTF-8", "not UTF-8"),
+    b'{"identifier": "dev-1-0-0", "sentence": "Two."}\n': ("has no answer", "without an answer"),
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_lines(tmp_path, line):
+    write_nlvr(tmp_path)
+    path = tmp_path / "nlvr/dev.json"
+    path.write_bytes(path.read_bytes() + line)
+    message, note = BAD_LINES[line]
+    with pytest.raises(UserError, match=f"dev.json, line 3.*{message}"):
+        image_text.load("nlvr", tmp_path)
+    task = image_text.load("nlvr", tmp_path, bad="skip")
+    assert len(task.val) == 2 and f"1 left out {note}" in task.notes[0]
+
+
+BAD_FILES = {
+    b"{": "line 1, column 2: no valid json",
+    b"\xff\xfe": "not UTF-8",
+    b"[]": "of something else",
+    b'{"question": 1}': "no list 'questions'",
+    b'{"questions": [{"question_id": 1}]}': r"questions\[0\]: no 'image_id' and no 'question'",
+    b'{"questions": [{"question_id": 1, "image_id": "x", "question": ""}]}': "'image_id' is 'x'",
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES)
+def test_files_of_another_kind(tmp_path, content):
+    write_vqa(tmp_path)
+    (tmp_path / "vqa/v2_OpenEnded_mscoco_train2014_questions.json").write_bytes(content)
+    with pytest.raises(UserError, match=BAD_FILES[content]):
+        image_text.load("vqa", tmp_path, bad="skip")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"1": {"imageId": "n"}}', "'1': no 'imageId' or no 'question'"),
+        ('{"1": {"imageId": "n", "question": "?", "answer": "a"},'
+         ' "1": {"imageId": "n", "question": "?", "answer": "b"}}', "the id '1' was there before"),
+        ('[{"question_id": "1"}]', "entry 0: no 'img_id' and no 'sent'"),
+        ('{"1": {"x": "y"}}', "of something else"),
+    ],
+)  # fmt: skip
+def test_bad_gqa(tmp_path, content, message):
+    write_gqa(tmp_path)
+    write(tmp_path / "GQA/train_balanced_questions.json", content)
+    with pytest.raises(UserError, match=message):
+        image_text.load("gqa", tmp_path)
+
+
+def test_names_and_options():
+    with pytest.raises(UserError, match="Did you mean 'nlvr'"):
+        image_text.load("nlvr2", ".")
+    with pytest.raises(UserError, match="Did you mean 'bad'"):
+        image_text.load("nlvr", ".", bed="skip")
+    with pytest.raises(UserError, match="unknown value of bad 'leave'"):
+        image_text.load("nlvr", ".", bad="leave")
+    with pytest.raises(UserError, match="video-text task"):
+        video_text.load("tvr", ".")
+    with pytest.raises(UserError, match="leaderboard"):
+        submission.submission("tvr", [], [])
+
+
+# ------------------------------------------------------------------------------------------------ features
+
+
+def test_hdf5_features(tmp_path):
+    features = np.arange(12, dtype=np.float16).reshape(4, 3)
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file.create_dataset("a/features", data=features)
+        file["flat"], file["wrong"] = features, np.arange(3)
+    (tmp_path / "each").mkdir()
+    with h5py.File(tmp_path / "each/b.h5", "w") as file:
+        file.create_dataset("b/features", data=features.reshape(2, 2, 3))
+    source = vl_features.where(tmp_path / "each", tmp_path / "all.h5")
+    assert "a" in source and "b" in source and "c" not in source
+    source = pickle.loads(pickle.dumps(source))
+    for name in ("a", "b", "flat"):
+        assert source[name].dtype == np.float32
+        np.testing.assert_array_equal(source[name], features)
+    with pytest.raises(UserError, match="'wrong': an array int"):
+        source["wrong"]
+
+
+def test_video_features(tmp_path):
+    frames = np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)
+    np.savez(tmp_path / "long.npz", features=frames)
+    np.save(tmp_path / "short.npy", frames[:5])
+    source = vl_features.where(tmp_path, rows=64)
+    np.testing.assert_array_equal(source["short"], np.concatenate([frames[:5], np.zeros((59, 3))]))
+    assert source["long"].shape == (64, 3)
+    np.testing.assert_array_equal(source["long"][1], frames[1:3].max(0))
+
+
+def test_bad_features(tmp_path):
+    with pytest.raises(UserError, match="no features at"):
+        vl_features.where(tmp_path / "none.h5")
+    with pytest.raises(UserError, match="holds no features"):
+        vl_features.where(tmp_path)
+    (tmp_path / "x.h5").write_bytes(b"text")
+    with pytest.raises(UserError, match="no whole HDF5 file"):
+        vl_features.where(tmp_path / "x.h5")
+    np.save(tmp_path / "y.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"y.npy cannot be read[\s\S]*Expected one of"):
+        vl_features.where(tmp_path)["y"]
+
+
+# ------------------------------------------------------------------------------------------ the reference's scores
+
+
+@pytest.mark.golden("vl/units")
+def test_golden_scores(golden):
+    case, tensors = load(golden)
+    unit = case["units"]["vqa_score"]
+    ids = list(unit["predictions"])
+    said = [unit["predictions"][i] for i in ids]
+    examples = []
+    for i in ids:
+        q, datum = unit["ground_truth"][i], unit["data"][i]
+        about = {k: q[k] for k in ("question_type", "answer_type")} | {"in_list": datum["is_topk_optimal"]}
+        about["answers"] = [a["answer"] for a in q["answers"]]
+        examples.append(Example(i, ("x",), "", tuple(datum["label"].items()), about))
+    scores = vqav2.score(said, examples)
+    assert scores["accuracy"] == unit["raw_all"]["overall"]
+    assert {k: scores[f"answers: {k}"] for k in unit["raw_all"]["perAnswerType"]} == unit["raw_all"]["perAnswerType"]
+    assert scores["answer in list"] == unit["raw_topk_optimal"]["overall"]
+    assert scores["answer not in list"] == unit["raw_not_topk_optimal"]["overall"]
+    assert scores["soft"] == pytest.approx(100 * unit["topk_score"])
+
+    unit = case["units"]["gqa_score"]
+    examples = [Example(i, (), "", tuple(label.items())) for i, label in unit["data"].items()]
+    said = [unit["predictions"][e.id] for e in examples]
+    assert image_text.score_gqa(said, examples)["accuracy"] == pytest.approx(100 * unit["score"])
+
+    unit, word = case["units"]["nlvr_score"], ["false", "true"]
+    examples = [Example(d["identifier"], (), "", ((word[d["label"]], 1.0),)) for d in unit["data"]]
+    said = [word[unit["predictions"][d["uid"]]] for d in unit["data"]]
+    scores = image_text.score_nlvr2(said, examples)
+    assert scores == pytest.approx({k: 100 * v for k, v in unit["scores"].items()})
+
+    unit = case["units"]["video_qa_score"]
+    examples = [Example("", (), "", ((d["answer"], 1.0),), {"show": d["type"]}) for d in unit["data"]]
+    scores = video_text.score_choices([p["answer"] for p in unit["predictions"]], examples)
+    wanted = {"accuracy" if k == "all_type_accuracy" else k: 100 * v for k, v in unit["scores"].items()}
+    assert scores == pytest.approx(wanted)
+
+    for name in ("short", "long"):
+        frames = tensors[f"video_resize/{name}"]
+        np.testing.assert_array_equal(vl_features.resampled(frames, 8), tensors[f"video_resize/{name}_out"])
