@@ -109,7 +109,7 @@ class Resampled:
 
 
 def where(*paths: str | os.PathLike, rows: int | None = None):
-    """The source at these paths, the first that has a name counts; rows: see Resampled. UserError where there is none."""
+    """The source at these paths, the first that has a name counts; rows: see Resampled. UserError for none there."""
     sources = []
     for path in map(Path, paths):
         path = path.expanduser()
