@@ -1,0 +1,76 @@
+"""Frames of videos at a given rate: films by PyAV, animated pictures (GIF, WebP, APNG) by Pillow."""
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+
+from PIL import Image
+
+from vlmx.data.transforms import BadImage
+from vlmx.errors import UserError
+
+FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp", ".ogv")
+ANIMATED = (".gif", ".webp", ".png", ".apng")
+VIDEOS = FILMS + ANIMATED
+
+
+def frames(path: str | os.PathLike, rate: float) -> Iterator[Image.Image]:
+    """RGB frames at the seconds 0, 1/rate, 2/rate, ...: what is on the screen then. Raises BadImage for what cannot be
+    read; UserError where films need PyAV and it is not installed."""
+    animated = os.fspath(path).lower().endswith(ANIMATED)
+    shown = _animated(path) if animated else _film(path)
+    try:
+        yield from _at(shown, Fraction(1) / Fraction(rate).limit_denominator(10**6))
+    except (UserError, BadImage):
+        raise
+    except FileNotFoundError:
+        raise BadImage("no such file") from None
+    except Exception as e:  # the decoders raise errors of many kinds on broken files
+        raise BadImage(f"{type(e).__name__}: {e}") from e
+
+
+def _at(shown, step):
+    """Of (the second at which it is over, picture to be made) what is shown at the multiples of `step`."""
+    t = Fraction(0)
+    for end, picture in shown:
+        while t < end:
+            yield picture()
+            t += step
+    if not t:
+        raise BadImage("no frames")
+
+
+def _animated(path):
+    with Image.open(path) as image:
+        t = Fraction(0)
+        for i in range(getattr(image, "n_frames", 1)):
+            image.seek(i)
+            seconds = Fraction(image.info.get("duration") or 100).limit_denominator(1000) / 1000
+            t += seconds
+            yield t, lambda: image.convert("RGB")
+
+
+def _film(path):
+    try:
+        import av
+    except ImportError:
+        raise UserError("videos need PyAV: pip install 'vlmx[video]'") from None
+    with av.open(os.fspath(path)) as container:
+        if not container.streams.video:
+            raise BadImage("no video in it")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        usual = 1 / Fraction(stream.average_rate or 25)
+        first, waiting = None, None
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                t = Fraction(0) if waiting is None else waiting[0] + usual
+            else:
+                t = frame.pts * Fraction(stream.time_base)
+                first = t if first is None else first
+                t -= first
+            if waiting is not None:
+                yield t, waiting[1].to_image
+            waiting = t, frame
+        if waiting is not None:
+            yield waiting[0] + usual, waiting[1].to_image
