@@ -104,15 +104,34 @@ def export(folder, v, meta):
     files.write_json(folder / "tuned.json", meta)
 
 
+def read(folder):
+    """The exported tree as nested dicts of numpy arrays, {"train", "fixed"} among them even where empty: (v, meta)."""
+    v = {"train": {}, "fixed": {}}
+    arrays, meta = _exported(folder)
+    for path, array in arrays.items():
+        *inner, last = path.split("/")
+        node = v
+        for key in inner:
+            node = node.setdefault(key, {})
+        node[last] = array
+    return v, meta
+
+
+def _exported(folder):
+    """(arrays by path, meta) of an exported folder; UserError where there is none."""
+    folder = Path(folder)
+    if not all((folder / name).exists() for name in ("tuned.safetensors", "tuned.json")):
+        raise UserError(f"{folder} holds no tuned.safetensors: give the folder of a method in a finished --workdir.")
+    return safetensors.numpy.load_file(folder / "tuned.safetensors"), json.loads((folder / "tuned.json").read_text())
+
+
 def load(folder, like):
     """The exported tree as the structure of `like` (arrays or shapes): (v, meta).
 
     Raises UserError where names or shapes differ, listing them.
     """
     folder = Path(folder)
-    if not (folder / "tuned.safetensors").exists():
-        raise UserError(f"{folder} holds no tuned.safetensors: give the folder of a method in a finished --workdir.")
-    arrays = safetensors.numpy.load_file(folder / "tuned.safetensors")
+    arrays, meta = _exported(folder)
     asked = dict(zip(partition.paths(like), (tuple(leaf.shape) for leaf in jax.tree.leaves(like)), strict=True))
     found = {name: a.shape for name, a in arrays.items()}
     if asked != found:
@@ -121,4 +140,4 @@ def load(folder, like):
         lines = [f"  {k}: the file has {has}, the method needs {needs}" for k, has, needs in shapes]
         raise UserError("\n".join([f"{folder / 'tuned.safetensors'} does not fit the method:", *lines]))
     leaves = [jnp.asarray(arrays[name]) for name in asked]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), json.loads((folder / "tuned.json").read_text())
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), meta

@@ -290,8 +290,10 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
         "curve": curve,
         **({"adaptation": adaptation} if adaptation else {}),
     }
+    about = {"model": config.model.name, "image_size": config.model.image_size, "templates": world.dataset.templates}
+    about |= {"ensemble": learnt.ensemble, "upright": world.dataset.upright}  # what vlmx.predict has to know
     for draw, v in fitted:
-        checkpoint.export(folder / f"seed_{draw.seed}", v, meta | {"seed": draw.seed})
+        checkpoint.export(folder / f"seed_{draw.seed}", v, meta | {"seed": draw.seed} | about)
     if logs.first_process():
         write_json(folder / "result.json", {"run": result, "mistakes": mistakes})
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
