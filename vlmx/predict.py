@@ -1,12 +1,13 @@
 """What a tuned checkpoint says of pictures.
 
-    python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image x.jpg [more.jpg ...]
+    python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image x.jpg more.jpg
     python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image x.jpg --classes cat,dog
-    python -m vlmx.predict --checkpoint runs/scenes_vl/single_adapter/tuned --image x.jpg --text "vqa: what colour is it?"
+    python -m vlmx.predict --checkpoint runs/scenes_vl/single_adapter/tuned --image x.jpg --text "vqa: what is it?"
 
 Of a method for CLIP: the likeliest classes with their probabilities. Of a variant of VL-T5 or VL-BART: its answer to
-the text, of which the task's name is the beginning. Many at once: --jsonl FILE, lines {"image": path} or {"images":
-[two paths], "text"}; the lines come back with "classes" or "answer" on standard output, or in --out.
+the text, which begins with the task's prefix (video tasks: ends with it); two pictures for a task of pairs. Many at
+once: --jsonl FILE, lines {"image": path} or {"image": [path, path], "text": text}; each comes back with "classes" or
+"answer", or "error", on standard output or in --out.
 """
 
 import argparse
@@ -17,15 +18,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from vlmx import checkpoint, files, features, shard
+from vlmx import checkpoint, files, shard, variant
 from vlmx import main as command
 from vlmx import method as methods
 from vlmx.data import pipeline, transforms
 from vlmx.data.task import split
 from vlmx.errors import UserError
-from vlmx.logs import say
 from vlmx.models import zoo
+
+TOP = 5
 
 
 # -------------------------------------------------------------------- methods for CLIP
@@ -90,12 +93,192 @@ def _probabilities(apply, v, model, consts, images):
 
 
 def _of_the_run(folder):
-    """What the run's own files say that older checkpoints do not: the model's name, the data set's templates."""
-    root = folder.absolute().parent.parent
-    if not ((root / "config.json").exists() and (root / "results.json").exists()):
+    """What the config of the checkpoint's run says of the model, where it is still two folders above."""
+    path = folder.absolute().parent.parent / "config.json"
+    if not path.exists():
         return {}
-    config, results = (json.loads((root / f"{name}.json").read_text()) for name in ("config", "results"))
-    if config.get("family") != "classification":
-        return {}
-    about = {"model": config["model"]["name"], "image_size": config["model"]["image_size"]}
-    return about | {"templates": results["dataset"]["templates"]}
+    config = json.loads(path.read_text())
+    return {"model": config["model"]["name"], "image_size": config["model"].get("image_size"), "config": config}
+
+
+# -------------------------------------------------------------------- variants of VL-T5 and VL-BART
+class Answerer:
+    """A tuned variant of VL-T5 or VL-BART, ready to answer texts about pictures.
+
+    folder: .../<variant>/tuned of a run. model, tower: where the language model and the CLIP whose features it reads
+    lie, if not where the run found them. Raises UserError as Classifier does.
+    """
+
+    def __init__(self, folder, model=None, tower=None):
+        from vlmx.data import vl_forms
+        from vlmx.models.vlseq import Visual
+
+        _, meta = checkpoint.read(folder)
+        config = _of_the_run(Path(folder)).get("config", {})
+        model, tower = model or config.get("model", {}).get("name"), tower or config.get("tower", {}).get("name")
+        if not model or not tower:
+            raise UserError(
+                f"the config.json of the run is not above {folder}: name the language model with --model, the CLIP "
+                "whose features it was tuned on with --tower."
+            )
+        loaded = zoo.load_seq(model, visual=Visual(**meta["visual"]), seed=config.get("seed", 0))
+        self.chosen = variant.make(meta["variant"], **meta["hyper"])
+        like = variant.shapes(self.chosen, loaded.model, len(meta["tasks"]))
+        self.v, _ = variant.load(folder, like, loaded.digest)
+        self.model, self.words, self.tasks = loaded.model, loaded.tokenizer, []
+        for name in meta["tasks"]:
+            form = vl_forms.FORMS.get(name.removeprefix("scenes_"))
+            self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
+        self.own = bool(self.chosen.own)
+        self.clip = zoo.load(tower).model
+        self.transform = functools.partial(transforms.squash, size=self.clip.config.vision.image_size)
+        self.grid = jax.jit(type(self.clip).grid)
+        self.mesh = shard.make_mesh(devices=jax.devices()[:1])
+        self.features = {}
+
+    def task_of(self, text):
+        """(number of the task that a text is for, the text without its prefix). UserError for none of them."""
+        for number, task in enumerate(self.tasks):
+            if task.suffix and text.rstrip().endswith(task.prefix.strip()):
+                return number, text.rstrip().removesuffix(task.prefix.strip())
+            if not task.suffix and text.startswith(task.prefix.strip()):
+                return number, text.removeprefix(task.prefix.strip()).lstrip()
+        known = ", ".join(repr(task.prefix) for task in self.tasks)
+        raise UserError(f"{text!r} does not say which task it is for; it has to begin with one of {known}.")
+
+    def __call__(self, questions):
+        """Answers to [(text, paths)]: a str, or transforms.BadImage of a picture that cannot be read."""
+        from vlmx.data.vl import Example
+        from vlmx.data.vl_batches import Mix
+        from vlmx.vl import World
+        from vlmx.vl_predict import predict
+
+        said = [None] * len(questions)
+        by_task = {}
+        for i, (text, paths) in enumerate(questions):
+            number, rest = self.task_of(text)
+            try:
+                for path in paths:
+                    if path not in self.features:
+                        self.features[path] = np.asarray(self.grid(self.clip, self.read(path)))[0]
+                by_task.setdefault(number, []).append((i, Example(str(i), tuple(paths), rest)))
+            except transforms.BadImage as e:
+                said[i] = transforms.BadImage(f"{path}: {e}")
+        prefixes = not self.own and bool(jax.tree.leaves(self.v["train"]["shared"]))
+        for number, rows in by_task.items():
+            examples = [e for _, e in rows]
+            tasks = tuple(task._replace(test=examples) for task in self.tasks)
+            mix = Mix(tasks, self.words, self.features, (len(rows),) * len(tasks), 0, prefixes)
+            config = ConfigDict({"eval_batch": min(len(rows), 16)})
+            world = World(config, None, self.mesh, tasks, self.features, self.model, self.words, None)
+            answers = predict(world, mix, self.chosen, self.v, number, examples)
+            for (i, _), answer in zip(rows, answers, strict=True):
+                said[i] = answer
+        return said
+
+    def read(self, path):
+        """uint8 `(1, S, S, 3)`."""
+        return self.transform(transforms.decode(path))[None]
+
+
+# -------------------------------------------------------------------- the command
+def classify(args, requests):
+    """Rows {"image", "classes": {name: probability}} or {"image", "error"}."""
+    classes = [c.strip() for c in args.classes.split(",") if c.strip()]
+    model = Classifier(args.checkpoint, classes, args.model)
+    p, bad = model([r["image"][0] for r in requests], args.batch)
+    reasons = {b.index: b.reason for b in bad}
+    for i, request in enumerate(requests):
+        if i in reasons:
+            yield {"image": request["image"][0], "error": reasons[i]}
+        else:
+            best = np.argsort(-p[i], kind="stable")[:TOP]
+            yield {"image": request["image"][0], "classes": {model.classes[c]: round(float(p[i, c]), 6) for c in best}}
+
+
+def answer(args, requests):
+    """Rows {"image", "text", "answer"} or {..., "error"}."""
+    said = Answerer(args.checkpoint, args.model, args.tower)([(r["text"], r["image"]) for r in requests])
+    for request, a in zip(requests, said, strict=True):
+        yield request | ({"error": str(a)} if isinstance(a, Exception) else {"answer": a})
+
+
+def requests_of(args):
+    """What is asked, as [{"image": [paths], "text"}]. UserError for lines that are not as they should be."""
+    if not args.jsonl:
+        together = [args.image] if args.text else [[path] for path in args.image]
+        return [{"image": paths, "text": args.text} for paths in together]
+    rows = []
+    for n, line in enumerate(Path(args.jsonl).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as e:
+            raise UserError(f"{args.jsonl}, line {n}: no valid json ({e.msg}).") from e
+        if row is None:
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str | list):
+            raise UserError(f'{args.jsonl}, line {n}: expected {{"image": path}}, with "text" for VL checkpoints.')
+        paths = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        rows.append({"image": paths, "text": row.get("text", args.text)})
+    return rows
+
+
+def told(row):
+    """A row of the answer for people."""
+    name = " ".join([row["image"]] if isinstance(row["image"], str) else row["image"])
+    if "error" in row:
+        return f"{name}: cannot be read: {row['error']}"
+    if "answer" in row:
+        return f"{name}: {row['answer']}"
+    return "\n".join([name, *(f"  {100 * p:5.1f} %  {c}" for c, p in row["classes"].items())])
+
+
+def run(args):
+    """What the command line asks for; returns the rows."""
+    folder = Path(args.checkpoint)
+    _, meta = checkpoint.read(folder)
+    requests = requests_of(args)
+    seq = "variant" in meta
+    if seq and not all(r["text"] for r in requests):
+        raise UserError(f'{folder} is of a language model: say what is asked with --text, or "text" in each line.')
+    if seq and args.classes:
+        raise UserError(f"{folder} is of a language model; --classes are for methods of CLIP.")
+    if not seq and (args.text or any(len(r["image"]) > 1 for r in requests)):
+        raise UserError(f"{folder} is of {meta['method']}, which classifies pictures one by one: without --text.")
+    rows = list((answer if seq else classify)(args, requests))
+    lines = [json.dumps(row, ensure_ascii=False) if args.jsonl or args.out else told(row) for row in rows]
+    if args.out:
+        files.write(args.out, "".join(line + "\n" for line in lines))
+    else:
+        print("\n".join(lines), flush=True)
+    return rows
+
+
+def arguments(argv):
+    """The command line as argparse finds it."""
+    about, _, more = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m vlmx.predict", None, about, more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder with tuned.safetensors and .json")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", nargs="+", metavar="FILE", help="picture files")
+    what.add_argument("--jsonl", metavar="FILE", help="many, a json object a line")
+    parser.add_argument("--classes", default="", help="with commas between; default: those that were tuned on")
+    parser.add_argument("--text", default="", help="what is asked, as 'vqa: what colour is the circle?'")
+    parser.add_argument("--model", help="where the backbone lies, if not where the run found it")
+    parser.add_argument("--tower", help="the same of the CLIP behind a language model")
+    parser.add_argument("--batch", type=int, default=32, help="pictures at once; default: %(default)s")
+    parser.add_argument("--out", metavar="FILE", help="lines of json are written here")
+    return parser.parse_args(argv)
+
+
+def main(argv):
+    """The command; returns the exit status."""
+    args = arguments(argv)
+    command.guarded(lambda: run(args), args.out or ".")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlmx import features, logs, report, settings, shard, variant, vl_report
-from vlmx.data import transforms, vl
+from vlmx.data import transforms, vl, vl_features
 from vlmx.data.task import Split
 from vlmx.errors import UserError, unknown
 from vlmx.files import write_json
@@ -69,7 +69,7 @@ def run(config, workdir):
         if not sizes["train"]:
             raise UserError(f"task {task.name} has no training examples")
     found, tower = encode(config, tasks, mesh)
-    model, words, backbone = load_backbone(config, mesh, next(iter(found.values())).shape)
+    model, words, backbone = load_backbone(config, mesh, found[tasks[0].train[0].images[0]].shape)
     say(f"model: {config.model.name}, {count(model.params):,} parameters with the visual embedding, frozen but for:")
     world = World(config, workdir, mesh, tasks, found, model, words, backbone)
     baseline = {t.name: majority(t) for t in tasks}
@@ -131,7 +131,12 @@ def check(config):
 def encode(config, tasks, mesh):
     """(name of an image -> what the image tower knows of each place `(n, F)`, the tower's digest), each image once."""
     m, by_reader = config.tower, {}
+    sources = [vl.reader(t.name).source(t.name, config) for t in tasks if hasattr(vl.reader(t.name), "source")]
+    if len(sources) == len(tasks):
+        return vl_features.Joined(sources), {"name": m.name, "digest": ""}
     for task in tasks:
+        if hasattr(vl.reader(task.name), "source"):
+            continue
         images = (name for split in (task.train, task.val, task.test) for e in split for name in e.images)
         by_reader.setdefault(vl.reader(task.name), {}).update(dict.fromkeys(images))
     place = lambda path, shape: shard.sharding(mesh, path, shape, shard.MODEL)
@@ -145,7 +150,7 @@ def encode(config, tasks, mesh):
         squash = functools.partial(transforms.squash, size=size)
         rows = features.encode(loaded.model, split, squash, of=Clip.grid, **kept, **reading).features
         found |= dict(zip(names, rows, strict=True))
-    return found, {"name": m.name, "digest": loaded.digest}
+    return vl_features.Joined([found, *sources]) if sources else found, {"name": m.name, "digest": loaded.digest}
 
 
 def load_backbone(config, mesh, grid):
@@ -236,5 +241,7 @@ def save_examples(world, run, task, examples, said, n=12):
          "reference": " / ".join(answer for answer, _ in examples[i].targets[:3])}
         for i in rows
     ]  # fmt: skip
-    images = pictures.Pictures(tuple(examples[i].images[0] for i in rows))
+    images = tuple(examples[i].images[0] for i in rows)
+    found = hasattr(pictures, "shown") and pictures.shown(task.name, images, world.config.data)
+    images = found or pictures.Pictures(images)
     return report.save_mistakes(world.workdir, images, [{"run": run, **e} for e in entries])

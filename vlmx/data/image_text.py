@@ -9,6 +9,7 @@ Text, targets, lengths and splits are those of VL-Adapter (Sung et al. 2022, arX
 from vlmx.data import karpathy, vl_files, vqav2
 from vlmx.data.vl import Example, Task
 from vlmx.data.vl_files import Checks, LineRows, Lines, Rows, find, needed, read_json, rows_of
+from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError, unknown
 from vlmx.metrics import vqa
 
@@ -42,8 +43,8 @@ def gqa(root, train=("train", "val"), images=None, bad="stop") -> Task:
     parts = {part: _gqa_rows(root, part, checks) for part in GQA_FILES}
     trained = [row for part in train for row in parts[part]]
     held = parts["val"] if "val" not in train else []
-    splits = (rows_of(_gqa_example, rows) for rows in (trained, held, parts["testdev"]))
-    return Task("gqa", "gpa: ", *splits, score_gqa, length=20, target_length=20, notes=checks.notes())
+    splits = [rows_of(_gqa_example, rows) for rows in (trained, held, parts["testdev"])]
+    return FORMS["gqa"].filled(splits, score_gqa, checks.notes())
 
 
 def score_gqa(predictions, examples):
@@ -99,16 +100,13 @@ def _gqa_rows(root, part, checks):
 NLVR_LINE = 'the official lines {"identifier": "dev-850-0-0", "sentence", "label": "True"}'
 NLVR_ROWS = 'VL-T5\'s list of {"identifier", "img0", "img1", "sent", "label": 0 or 1}'
 NLVR_FILES = {"train": ("train.json",), "val": ("dev.json", "valid.json"), "test": ("test1.json", "test.json")}
-FALSE_TRUE = ("false", "true")  # in this order: of equal ones the first counts
 
 
 def nlvr2(root, images=None, bad="stop") -> Task:
     """NLVR2 (Suhr et al. 2019, arXiv 1811.00491): is a sentence true of two images; train, dev, test-P."""
     checks = Checks("nlvr", bad, images)
-    splits = (_nlvr_rows(root, part, checks) for part in NLVR_FILES)
-    return Task(
-        "nlvr", "nlvr: ", *splits, score_nlvr2, length=100, target_length=5, choices=FALSE_TRUE, notes=checks.notes()
-    )
+    splits = [_nlvr_rows(root, part, checks) for part in NLVR_FILES]
+    return FORMS["nlvr"].filled(splits, score_nlvr2, checks.notes())
 
 
 def score_nlvr2(predictions, examples):

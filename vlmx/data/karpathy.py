@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlmx.data.vl import Example, Task
 from vlmx.data.vl_files import Checks, find, needed, read_json, rows_of
+from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError
 from vlmx.metrics import caption
 
@@ -23,12 +24,10 @@ def load(root, images=None, bad="stop", java=True) -> Task:
     for i, (name, part, said) in enumerate(images_of(root)):
         if part in parts and checks.entry(f"{path}, images[{i}]", name, (name,), said):
             parts[part] += [(name, (s,)) for s in said] if part == "train" else [(name, said)]
-    splits = (rows_of(_example, rows) for rows in parts.values())
+    splits = [rows_of(_example, rows) for rows in parts.values()]
     scored = functools.partial(score, java=java)
     notes = (*checks.notes(), *(caption.notes() if java else ()))
-    return Task(
-        "caption", "caption: ", *splits, scored, length=40, target_length=40, loss="token", beams=5, notes=notes
-    )
+    return FORMS["caption"].filled(splits, scored, notes)
 
 
 def score(predictions, examples, java=True):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from vlmx.data.vl import Example, Task
 from vlmx.data.vl_files import Checks, LineRows, Lines, find
+from vlmx.data.vl_forms import FORMS
 from vlmx.errors import unknown
 from vlmx.metrics import caption, vqa
 
@@ -133,8 +134,7 @@ def load(name: str, root, images=None, bad="stop", java=True) -> Task:
         parts |= {"val": (), "test": parts["val"]}
         notes += ("the answers of the test part are not public: the val part is the test here",)
     score = functools.partial(form.score, java=java)
-    more = {"length": 600, "target_length": 20, "suffix": True, "beams": 5}
-    return Task(name, f"{name}: ", *parts.values(), score, notes=(*checks.notes(), *notes), **more)
+    return FORMS[name].filled(parts.values(), score, (*checks.notes(), *notes))
 
 
 def hidden(name: str, root):

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from vlmx.errors import unknown
 
 # The reader of a task: a module with `load(name, config.data) -> Task` and, where it has images and not their features
-# alone, `Pictures(names)`, a sequence of what data/transforms.py decodes.
+# alone, `Pictures(names)`, a sequence of what data/transforms.py decodes. One whose features lie in files has instead
+# `source(name, config)`, features by name, and `shown(name, images, config.data)`, pictures for the report.
 READERS = {"scenes_vqa": "vlmx.data.scene_tasks"}
+READERS |= dict.fromkeys(("vqa", "gqa", "nlvr", "caption", "tvqa", "how2qa", "tvc", "yc2c"), "vlmx.data.published")
 
 
 class Example(NamedTuple):
@@ -55,6 +57,11 @@ class Task(NamedTuple):
     beams: int = 1
     answer_length: int = 20
     notes: tuple[str, ...] = ()  # what a person should know: examples left out, metrics that need Java
+
+    def filled(self, splits, score, notes=()):
+        """The task with its data: (train, val, test) examples, the score, notes."""
+        train, val, test = splits
+        return self._replace(train=train, val=val, test=test, score=score, notes=tuple(notes))
 
 
 def reader(name):

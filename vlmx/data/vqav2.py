@@ -6,6 +6,7 @@ from collections import Counter
 from vlmx.data.karpathy import PARTS, images_of
 from vlmx.data.vl import Example, Task
 from vlmx.data.vl_files import Checks, find, has, needed, read_json, rows_of
+from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError, unknown
 from vlmx.metrics import vqa
 
@@ -30,8 +31,8 @@ def load(root, split="karpathy", images=None, bad="stop", least=9, min_score=0.0
         parts = _reference(root, checks)
     else:
         parts = _parts(root, checks, least, split)
-    splits = (rows_of(functools.partial(_example, min_score), rows) for rows in parts)
-    return Task("vqa", "vqa: ", *splits, score, length=20, target_length=10, loss="score", notes=checks.notes())
+    splits = [rows_of(functools.partial(_example, min_score), rows) for rows in parts]
+    return FORMS["vqa"].filled(splits, score, checks.notes())
 
 
 def score(predictions, examples):

@@ -1,0 +1,17 @@
+"""The four image-text tasks on scenes: the published files and readers, tiny backbones, no download.
+
+python -m vlmx.main --config configs/scenes_image_text.py:single_adapter[,single_lora,...|,all][,backbone=tiny_t5]
+
+Pictures and annotations are written to scenes/image first, and encoded there.
+"""
+
+from configs import scenes_vl, vl_common
+from vlmx.data.vl_forms import IMAGE_TEXT
+
+
+def get_config(arg="single_adapter"):
+    """arg: as vl_common.run says."""
+    return vl_common.run(
+        "scenes_image_text", arg, IMAGE_TEXT, scenes_vl.recipe, epochs=6, batch=64, backbone="tiny_bart",
+        tower="tiny_clip", root="scenes/image", scenes=1.0, options={"gqa": {"train": ("train",)}},
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""What the configs of the eight published vision-and-language tasks have in common: fields, and the argument behind the
+colon of --config."""
+
+from ml_collections import ConfigDict
+
+from configs.common import literal, parse
+from vlmx.errors import unknown
+from vlmx.variant import PUBLISHED
+
+TOP = ("backbone", "batch", "epochs", "lr", "root", "seed", "tasks")
+
+
+def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid", batches=None, **data):
+    """A config of these tasks. recipe: name of a variant -> its recipe. batches: of single tasks. data: of config.data.
+
+    arg: `variant[,variant...][,key=value...]`: names of vlmx.variant.PUBLISHED, or `all`; hyper-parameters of these, or
+    TOP, tasks joined by "+"; `smoke` makes everything small.
+    """
+    names, given, smoke = parse(arg)
+    names = tuple(PUBLISHED) if "all" in names else names or ("single_adapter",)
+    if odd := [name for name in names if name not in PUBLISHED]:
+        raise unknown("variant", odd[0], [*PUBLISHED, "all"])
+    config = ConfigDict({"title": title, "family": "vl", "methods": names, "protocols": (), "seed": 1})
+    config.tasks = tuple(tasks)
+
+    config.data = ConfigDict()
+    config.data.root = ""  # the folder of the annotation files
+    config.data.features = ()  # files or folders of visual features; (): the pictures are encoded by `tower`
+    config.data.pictures = ""  # their folder; "": images or videos below the root
+    config.data.bad = "stop"  # at an entry that cannot be used; or "skip" and count it
+    config.data.java = True  # METEOR and SPICE, where they can be had
+    config.data.options = ConfigDict()  # of single readers: {"vqa": {"split": "official"}}
+    config.data.scenes = 0.0  # share of the embedded world's sizes that is written below the root; 0: nothing is
+    config.data.workers = 0
+    config.data.update(data)
+
+    config.tower = ConfigDict({"name": tower, "what": what, "dtype": "float32", "param_dtype": "float32"})
+    config.model = ConfigDict({"name": backbone})  # bart-base, t5-base, tiny_bart, a hub id, a directory, ...
+    config.model.visual_tokens = 0  # a square number to which grids of features are pooled; 0: as many as there are
+    config.model.dropout = -1.0  # in training; -1: the checkpoint's
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.model.param_dtype = "float32"  # of the frozen weights
+    config.model.remat = False
+
+    config.batch = batch
+    config.batches = ConfigDict(batches or {})  # of single tasks
+    config.temperature = 1.0  # of the mixing of tasks: 1 in proportion to their sizes, large: all alike
+    config.eval_batch = 250
+    config.steps_per_call = 10
+    config.checkpoint_every, config.checkpoint_keep = 500, 1
+    config.nonfinite = "stop"  # at a loss or gradient that is not finite; or "skip" the step
+    config.mesh = ConfigDict({"seed": 1, "data": -1, "fsdp": 1, "tensor": 1})
+    config.shardings = ()  # rules that go before those of vlmx/shard.py: ("model/...", layout), ("tuned/...", layout)
+    config.recipe = ConfigDict({name: recipe(name) for name in names})
+    for r in config.recipe.values():
+        r.epochs = epochs
+    for key, value in given.items():
+        _set(config, key, literal(value) if isinstance(value, str) else value)
+    if smoke:
+        config.batch, config.eval_batch, config.steps_per_call = 16, 20, 2
+        config.batches, config.data.java = ConfigDict(), False
+        config.data.scenes = min(config.data.scenes, 0.01)
+        for r in config.recipe.values():
+            r.epochs = 1
+    return config
+
+
+def published(rates, usual):
+    """name of a variant -> its published recipe (VL-Adapter, appendix): its own learning rate, or the usual one."""
+
+    def recipe(name):
+        optimizer = {"lr": rates.get(name, usual), "wd": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-6, "clip": 5.0}
+        return ConfigDict({"hyper": PUBLISHED[name][1], "epochs": 1, "warmup": "10 percent", "optimizer": optimizer})
+
+    return recipe
+
+
+def _set(config, key, value):
+    owners = [r for r in config.recipe.values() if key in r.hyper]
+    if key == "backbone":
+        config.model.name = str(value)
+    elif key == "root":
+        config.data.root = str(value)
+    elif key == "tasks":
+        config.tasks = tuple(str(value).split("+"))
+    elif key in ("batch", "seed"):
+        config[key] = value
+    elif key in ("epochs", "lr"):
+        for r in config.recipe.values():
+            (r if key == "epochs" else r.optimizer).update({key: type(r.get(key, 0.0))(value)})
+    elif owners:
+        for r in owners:
+            r.hyper[key] = value
+    else:
+        raise unknown("setting behind the colon of --config", key, TOP)

@@ -1,0 +1,76 @@
+"""The published vision-and-language tasks for a run: their files, or scenes in the form of these, and their features.
+
+What vlmx/data/vl.py asks of a reader. config.data: `root`, the folder of the annotation files; `features`, paths of
+files or folders of features (vl_features.py), or (): the pictures in `pictures` are encoded; `bad`, "stop" or "skip";
+`java`, metrics that need it; `options`, {task: {argument of its reader: value}}; `scenes`, share of the embedded
+world's sizes: pictures and annotations are written below `root` first, 0: none are.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vlmx.data import image_text, own, scene_files, vl_features, vl_forms
+from vlmx.data import video_text as videos
+from vlmx.data.vl import Task
+from vlmx.errors import UserError
+
+ROWS = 64  # to which the features of each video are brought
+
+
+def load(name: str, data) -> Task:
+    """The task `name`, one of vl_forms.FORMS. UserError as image_text.load and video_text.load."""
+    if not data.get("root"):
+        raise UserError(f"data.root: {name} needs the folder of its annotation files: --config.data.root=/data")
+    if data.get("scenes"):
+        family = "video" if name in vl_forms.VIDEO_TEXT else "image"
+        scene_files.write(data["root"], family, scale=data["scenes"], workers=data.get("workers", 0))
+    source = features(data, video=name in vl_forms.VIDEO_TEXT)
+    options = {"images": source, "bad": data.get("bad", "stop")} | dict((data.get("options") or {}).get(name, {}))
+    if name in vl_forms.VIDEO_TEXT:
+        return videos.load(name, data["root"], java=data.get("java", True), **options)
+    if name == "caption":
+        options["java"] = data.get("java", True)
+    return image_text.load(name, data["root"], **options)
+
+
+def features(data, video=False):
+    """The source of config.data.features, or None where pictures are to be encoded."""
+    paths = data.get("features") or ()
+    paths = (paths,) if isinstance(paths, str) else tuple(paths)
+    return vl_features.where(*paths, rows=ROWS if video else None) if paths else None
+
+
+def pictures(data, video=False) -> Path:
+    """The folder of the pictures, or of the videos, that are encoded where there are no features."""
+    return Path(data.get("pictures") or Path(data["root"]) / ("videos" if video else "images"))
+
+
+def source(name: str, config):
+    """The features of a task's pictures by name: those of config.data.features, or what config.tower sees in them,
+    encoded once into a file below the root."""
+    data, video = config.data, name in vl_forms.VIDEO_TEXT
+    if (found := features(data, video)) is not None:
+        return found
+    from vlmx import extract  # jax starts there; readers need it not
+
+    tower = config.tower
+    out = Path(data["root"]) / f"{'videos' if video else 'images'}-{tower.name.replace('/', '_')}-{tower.what}.h5"
+    where = ["--videos" if video else "--images", pictures(data, video), "--out", out]
+    what = ["--model", tower.name, "--what", tower.what, "--dtype", tower.dtype, "--transform", "squash"]
+    extract.run(extract.arguments([*map(str, where), *what, "--batch", str(config.eval_batch)]))
+    return vl_features.where(out, rows=ROWS if video else None)
+
+
+def shown(name: str, images, data) -> list:
+    """The pictures of these names for the report, the middle frames of videos; grey where there are none."""
+    folder = pictures(data, name in vl_forms.VIDEO_TEXT)
+    found = {p.stem: p for p in folder.rglob("*") if p.suffix.lower() in own.IMAGES} if folder.is_dir() else {}
+    return [_shown(found[i]) if i in found else np.full((64, 64, 3), 128, np.uint8) for i in images]
+
+
+def _shown(path):
+    with Image.open(path) as image:
+        image.seek(getattr(image, "n_frames", 1) // 2)
+        return np.asarray(image.convert("RGB"))

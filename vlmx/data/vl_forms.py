@@ -1,0 +1,21 @@
+"""The published tasks without their data: prefixes, lengths, losses and ways to answer of VL-Adapter's code
+(Sung et al. 2022, arXiv 2112.06825, section 4 and appendix). Readers fill in the examples and the score."""
+
+from vlmx.data.vl import Task
+
+VIDEO = {"length": 600, "target_length": 20, "suffix": True, "beams": 5}
+
+
+def _form(name, prefix=None, **how):
+    return Task(name, prefix or f"{name}: ", (), (), (), None, **how)
+
+
+IMAGE_TEXT = {
+    "vqa": _form("vqa", length=20, target_length=10, loss="score"),
+    "gqa": _form("gqa", "gpa: ", length=20, target_length=20),  # so spelled
+    # Without a limit there; the longest sentence has fewer words. Of equal answers the first counts.
+    "nlvr": _form("nlvr", length=100, target_length=5, choices=("false", "true")),
+    "caption": _form("caption", length=40, target_length=40, loss="token", beams=5),
+}
+VIDEO_TEXT = {name: _form(name, **VIDEO) for name in ("tvqa", "how2qa", "tvc", "yc2c")}
+FORMS = IMAGE_TEXT | VIDEO_TEXT
