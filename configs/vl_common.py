@@ -1,6 +1,9 @@
 """What the configs of the eight published vision-and-language tasks have in common: fields, and the argument behind the
 colon of --config."""
 
+import importlib
+import inspect
+
 from ml_collections import ConfigDict
 
 from configs.common import literal, parse
@@ -76,7 +79,8 @@ def published(rates, usual):
 
 
 def _set(config, key, value):
-    owners = [r for r in config.recipe.values() if key in r.hyper]
+    makes = {n: importlib.import_module(f"vlmx.variants.{PUBLISHED[n][0]}").make for n in config.recipe}
+    owners = [config.recipe[n] for n, make in makes.items() if key in inspect.signature(make).parameters]
     if key == "backbone":
         config.model.name = str(value)
     elif key == "root":
@@ -92,4 +96,5 @@ def _set(config, key, value):
         for r in owners:
             r.hyper[key] = value
     else:
-        raise unknown("setting behind the colon of --config", key, TOP)
+        known = {k for make in makes.values() for k in inspect.signature(make).parameters}
+        raise unknown("setting behind the colon of --config", key, {*TOP, *known})

@@ -13,8 +13,8 @@ from vlmx.data import classification, protocols
 from vlmx.errors import UserError
 
 FILES = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
-OTHERS = ("common", "recipes", "scenes_vl", "pretrain_clip", "pretrain_t5", "pretrain_bart")
-BENCHMARKS = [name for name in FILES if name not in OTHERS]
+OTHERS = ("common", "recipes", "vl_common", "scenes_vl", "image_text", "video_text")
+BENCHMARKS = [name for name in FILES if name not in OTHERS and not name.startswith(("pretrain_", "scenes_"))]
 
 
 def config(name, arg=None):

@@ -1,14 +1,27 @@
 """The embedded vision-and-language tasks: written in the official formats, true, read back by the official readers."""
 
 import hashlib
+import importlib
 import random
 from collections import Counter, defaultdict
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
-from vlmx.data import image_text, scene_clips, scene_files, scene_reasoning, scene_text, scenes, video_text
+from vlmx import extract
+from vlmx.data import (
+    image_text,
+    published,
+    scene_clips,
+    scene_files,
+    scene_reasoning,
+    scene_text,
+    scenes,
+    video_text,
+    vl_forms,
+)  # fmt: skip
 from vlmx.errors import UserError
 
 
@@ -135,3 +148,56 @@ def test_a_clip_shows_its_event():
     frames = scene_clips.frames(clip).astype(int)
     x = [np.abs(f - clip.scene.rgb).sum((0, 2)) @ np.arange(64) / np.abs(f - clip.scene.rgb).sum() for f in frames]
     assert all(b - a > 8 for a, b in zip(x, x[1:]))
+
+
+# ------------------------------------------------------------------------------------------------ as runs ask for them
+
+
+@pytest.mark.parametrize("name", ["image_text", "video_text", "scenes_image_text", "scenes_video_text"])
+def test_configs(name):
+    make = importlib.import_module(f"configs.{name}").get_config
+    config = make("single_adapter,full,tasks=nlvr+vqa,lr=0.5,epochs=3,reduction=4,backbone=t5-base,root=there")
+    assert config.title == name and config.tasks == ("nlvr", "vqa") and config.model.name == "t5-base"
+    assert [r.optimizer.lr for r in config.recipe.values()] == [0.5, 0.5] and config.data.root == "there"
+    assert config.recipe.full.epochs == 3 and config.recipe.single_adapter.hyper.reduction == 4
+    assert set(make().tasks) == set(vl_forms.VIDEO_TEXT if "video" in name else vl_forms.IMAGE_TEXT)
+    with pytest.raises(UserError, match="single_adapter"):
+        make("single_adaptor")
+    with pytest.raises(UserError, match="setting behind the colon"):
+        make("single_adapter,epoch=3")
+
+
+def test_published_settings():
+    c = importlib.import_module("configs.image_text").get_config("full,multiple_adapters,single_lora")
+    assert [c.recipe[n].optimizer.lr for n in c.methods] == [1e-4, 3e-4, 1e-3] and c.recipe.full.epochs == 20
+    assert c.batches.to_dict() == {"vqa": 500, "gqa": 833, "nlvr": 166, "caption": 416} and c.model.visual_tokens == 36
+    c = importlib.import_module("configs.image_text").get_config("full,backbone=t5-base")
+    assert c.batches.to_dict() == {"vqa": 300, "gqa": 500, "nlvr": 100, "caption": 250} and c.batch == 500
+    c = importlib.import_module("configs.video_text").get_config("full,single_prompt")
+    assert [c.recipe[n].optimizer.lr for n in c.methods] == [3e-5, 3e-4] and (c.batch, c.recipe.full.epochs) == (50, 7)
+
+
+def test_tasks_and_features_of_a_run(image_root, monkeypatch):
+    """Scenes are written where they are not, encoded once into a file below the root, and checked against it."""
+    config = importlib.import_module("configs.scenes_image_text").get_config("single_adapter,smoke")
+    config.data.root = str(image_root)
+    task = published.load("nlvr", config.data)
+    encoded = []
+
+    def run(args):
+        encoded.append((args.images, args.what, args.model, args.transform))
+        with h5py.File(args.out, "w") as file:
+            for path in sorted((image_root / "images").glob("*.png"))[1:]:
+                file.create_dataset(f"{path.stem}/features", data=np.zeros((16, 8), "f2"))
+
+    monkeypatch.setattr(extract, "run", run)
+    source = published.source("nlvr", config)
+    assert encoded == [(str(image_root / "images"), "grid", "tiny_clip", "squash")]
+    assert source[task.train[0].images[1]].shape == (16, 8)
+    config.data.features = (str(image_root / "images-tiny_clip-grid.h5"),)
+    with pytest.raises(UserError, match="there are no features of '2000001'"):
+        published.load("gqa", config.data)
+    assert published.shown("nlvr", ["none", task.train[0].images[0]], config.data)[1].shape == (64, 64, 3)
+    config.data.root = ""
+    with pytest.raises(UserError, match="data.root: gqa needs the folder"):
+        published.load("gqa", config.data)

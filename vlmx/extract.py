@@ -23,7 +23,6 @@ import jax
 import numpy as np
 
 from vlmx import files, shard
-from vlmx import main as command
 from vlmx.data import own, transforms, video
 from vlmx.errors import UserError
 from vlmx.logs import progress, say
@@ -265,6 +264,8 @@ def arguments(argv):
 
 def main(argv):
     """The command; returns the exit status."""
+    from vlmx import main as command  # it defines flags: not where another command imports this file
+
     args = arguments(argv)
     command.guarded(lambda: run(args), args.out)
     return 0

@@ -87,9 +87,9 @@ def listing():
             if path.stem not in hidden and doc:
                 yield f"  {path.stem:18s} {doc.splitlines()[0]}"
 
-    benchmarks = lines(Path("configs"), hidden=("common", "recipes"))
+    benchmarks = lines(Path("configs"), hidden=("common", "recipes", "vl_common"))
     found = ["configs (configs/*.py):", *benchmarks]
-    for folder, what in (("methods", "methods"), ("variants", "variants of configs/scenes_vl.py")):
+    for folder, what in (("methods", "methods"), ("variants", "variants of the vision-and-language configs")):
         found += [f"{what} (vlmx/{folder}/*.py):", *lines(Path(__file__).parent / folder, hidden=("__init__",))]
     return "\n".join(found)
 

@@ -21,7 +21,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlmx import checkpoint, files, shard, variant
-from vlmx import main as command
 from vlmx import method as methods
 from vlmx.data import pipeline, transforms
 from vlmx.data.task import split
@@ -275,6 +274,8 @@ def arguments(argv):
 
 def main(argv):
     """The command; returns the exit status."""
+    from vlmx import main as command  # it defines flags: not where another command imports this file
+
     args = arguments(argv)
     command.guarded(lambda: run(args), args.out or ".")
     return 0
