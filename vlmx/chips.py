@@ -78,6 +78,7 @@ def prepare(slices):
     os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={cpus}"
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any: without one libtpu warns
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -97,7 +98,8 @@ def devices(slice):
         if len(jax.devices()) < slice.size:
             raise UserError(f"{slice.name}: this process was started with {len(jax.devices())} CPU devices")
         return jax.devices()[: slice.size]
-    found = topologies.get_topology_desc(slice.name, "tpu").devices
+    cores = {"chip_config_name": "megacore"} if slice.chip.name == "v4" else {}  # as jax runs there: a device is a chip
+    found = topologies.get_topology_desc(slice.name, "tpu", **cores).devices
     if len(found) != slice.size:
         raise UserError(f"{slice.name}: libtpu knows {len(found)} devices there, not {slice.size}")
     return found
