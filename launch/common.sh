@@ -17,9 +17,9 @@ wrong() {
 }
 
 options() {
-  local known=() name
+  local _known=() _name # no names that an option could have
   while [ "$1" != -- ]; do
-    known+=("$1")
+    _known+=("$1")
     shift
   done
   shift
@@ -33,15 +33,15 @@ options() {
         return
         ;;
       --*)
-        name=${1#--}
-        if [[ " ${known[*]} " == *" $name! "* ]]; then
-          printf -v "${name//-/_}" 1
-        elif [[ " ${known[*]} " == *" $name "* ]]; then
-          if [ $# -lt 2 ]; then wrong "--$name: a value is missing"; fi
-          printf -v "${name//-/_}" %s "$2"
+        _name=${1#--}
+        if [[ " ${_known[*]} " == *" $_name! "* ]]; then
+          printf -v "${_name//-/_}" 1
+        elif [[ " ${_known[*]} " == *" $_name "* ]]; then
+          if [ $# -lt 2 ]; then wrong "--$_name: a value is missing"; fi
+          printf -v "${_name//-/_}" %s "$2"
           shift
         else
-          wrong "unknown option $1; there are: $(printf -- '--%s ' "${known[@]%!}")--dry-run. The run's command stands behind --"
+          wrong "unknown option $1; there are: $(printf -- '--%s ' "${_known[@]%!}")--dry-run. The run's command stands behind --"
         fi
         ;;
       *) wrong "unexpected $1; the run's command stands behind --" ;;

@@ -31,11 +31,12 @@ script() {
   cat <<END
 export RETRIES=0
 srun --kill-on-bad-exit=0 $(quoted "$here/start.sh" "${command[@]}") &
-trap 'kill -TERM %1' TERM
-while true; do
-  wait %1
+step=\$!
+trap 'kill -TERM "\$step"' TERM
+while true; do # a signal ends \`wait\`, and not the step
+  wait "\$step"
   status=\$?
-  kill -0 %1 2>/dev/null || break
+  kill -0 "\$step" 2>/dev/null || break
 done
 if [ "\$status" = 75 ] || [ "\$status" = 76 ]; then scontrol requeue "\$SLURM_JOB_ID"; fi
 exit "\$status"

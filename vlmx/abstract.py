@@ -192,8 +192,8 @@ def _training(config, mesh, model, method, consts, names, shots, M, batch, notes
     support = {"features": of(jnp.float32, S, M, E), "label": of(jnp.int32, S, M)}
     given = support | ({"prior": {"text_features": of(jnp.float32, S, _classes(consts), E)}} if method.prior else {})
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), S))
-    start = lambda key, given, consts: methods.start(method, key, model, consts, given)
-    v = jax.eval_shape(jax.vmap(start, in_axes=(0, 0, None)), keys, given, consts)
+    start = lambda key, given, model, consts: methods.start(method, key, model, consts, given)
+    v = jax.eval_shape(jax.vmap(start, in_axes=(0, 0, None, None)), keys, given, model, consts)
     asked = min(batch or recipe.get("batch", M), M)
     per_epoch = max(M // asked, 1)
     total = settings.steps_of(recipe, shots, per_epoch)
