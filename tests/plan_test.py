@@ -89,7 +89,7 @@ def length(name):
 @pytest.mark.parametrize("name", NAMES.split(","))
 def test_the_operations_of_a_methods_step_are_those_counted_by_hand(name):
     step = steps()[name]
-    found = hlo.cost(step.lower().compile().as_text())
+    found = hlo.cost(step.lower(*step.arguments).compile().as_text())
     assert not found.unknown
     assert found.flops / step.steps == pytest.approx(by_hand(name, length(name)), rel=0.02)
 
@@ -110,7 +110,7 @@ def encoder_decoder(n, S, T, D, L, V, adapters=0, r=96, N=36, train=(True, True)
 @pytest.mark.parametrize("name, adapters, prompts", [("single_adapter", 1, 0), ("single_prompt", 0, 40)])
 def test_the_operations_of_a_variants_step_are_those_counted_by_hand(name, adapters, prompts):
     (step,) = abstract.answer([name], "bart-base", jax.devices()[:1], abstract.Shapes(batch=4))
-    found = hlo.cost(step.lower().compile().as_text())
+    found = hlo.cost(step.lower(*step.arguments).compile().as_text())
     expected = encoder_decoder(4, prompts + 20 + 36, 10, 768, 6, 50465, adapters)
     assert found.flops == pytest.approx(expected, rel=0.02)
 
@@ -246,12 +246,26 @@ def test_the_command_says_what_a_chip_holds_and_writes_it(here, tmp_path, capsys
     assert plan.main(given) == 0 and (tmp_path / "plan.json").read_text() == before  # what is there stays
 
 
+def test_a_chip_does_the_same_on_slices_of_equal_work(here):
+    config = plan.configured(CONFIG[1])
+    (two,), (four,) = (
+        [s for s in abstract.classify(config, jax.devices()[:n], 8 * n) if s.kind == "train"] for n in (2, 4)
+    )
+    first, second = plan.measure(two, chips.parse("cpu:2")), plan.measure(four, chips.parse("cpu:4"))
+    copied = plan.twin(four, chips.parse("cpu:4"), [first])
+    same = ("flops", "bytes", "examples", "calls", "collectives", "chips")
+    assert {k: copied[k] for k in same} == {k: second[k] for k in same}
+    assert plan.twin(four, chips.parse("cpu:8"), [first]) is None
+
+
 def test_memory_is_the_compilers_own_account(here):
     config = plan.configured(CONFIG[1])
     (step,) = (s for s in abstract.classify(config, jax.devices(), 24) if s.kind == "train")
-    found, m = plan.measure(step, chips.parse("cpu:8")), step.lower().compile().memory_analysis()
+    found, m = plan.measure(step, chips.parse("cpu:8")), step.lower(*step.arguments).compile().memory_analysis()
     account = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-    assert found["peak"] == account + m.generated_code_size_in_bytes
+    # what the compiler counts, and what lies there beside it: jax does not pass the towers to a step on stored features
+    assert found["peak"] == account + m.generated_code_size_in_bytes + found["idle"]
+    assert found["idle"] > 0.9 * found["memory"]["parameters"]
     model = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(step.held["parameters"]))
     assert found["memory"]["parameters"] == model  # a copy on each chip: the mesh cuts batches alone
 
@@ -273,7 +287,7 @@ def fake(kind, size):
     """Plans whose memory grows with the batch of a chip."""
 
     def steps(slice, batch):
-        yield abstract.Step("m", kind, None, 1, batch or 64, 1, {"chips": slice.size})
+        yield abstract.Step("m", kind, None, 1, batch or 64, 1, {"chips": slice.size}, ())
 
     def measure(step, slice):
         used = step.examples / slice.size * chips.GIB
@@ -297,7 +311,7 @@ def test_what_does_not_fit_is_said_with_what_it_would_take(here, monkeypatch, ca
             "Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
         )
 
-    step = abstract.Step("m", "train", refuse, 1, 64, 1, {})
+    step = abstract.Step("m", "train", refuse, 1, 64, 1, {}, ())
     found = plan.measure(step, chips.parse("v5e-8"))
     assert found["fits"] is False and found["peak"] == 20.5 * chips.GIB
     assert "20.50 of 16" in plan.table([found]) and "NO" in plan.table([found])

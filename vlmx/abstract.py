@@ -26,7 +26,7 @@ from vlmx.models.clip import Clip, param_shapes
 
 
 class Step(NamedTuple):
-    """A program of a run. lower: () -> what jax compiles. steps: of a call; examples: of a step, of all trainings
+    """A program of a run. lower: (*arguments) -> what jax compiles; arguments: shapes. steps: of a call; examples: of a step, of all trainings
     together; calls: of the whole run; held: {what: its arrays as shapes with shardings} for the memory's account;
     notes: what was assumed or changed."""
 
@@ -37,6 +37,7 @@ class Step(NamedTuple):
     examples: int
     calls: int
     held: dict
+    arguments: tuple
     notes: tuple[str, ...] = ()
 
 
@@ -155,11 +156,12 @@ def encoding(config, mesh, model, data):
     side, B = model.config.vision.image_size, shard.up(mesh, config.eval_batch)
     images = placed(of(jnp.uint8, B, side, side, 3), shard.batch(mesh))
     index, weight = (placed(of(t, B), shard.batch(mesh)) for t in (jnp.int32, jnp.float32))
-    lower = lambda: features._encoder(mesh).lower(model, images, index, weight)
+    lower = features._encoder(mesh).lower
     few = min(data.train, max(_shots(config)) * len(data.classnames)) if min(_shots(config)) > 0 else data.train
     stored = 2 * few if config.data.augment == "none" else few  # of training images and of validation images
     calls = -(-data.test // B) + -(-stored // B)
-    return Step("image features", "encode", lower, 1, B, calls, {"parameters": model.params})
+    held, given = {"parameters": model.params}, (model, images, index, weight)
+    return Step("image features", "encode", lower, 1, B, calls, held, given)
 
 
 def _shots(config):
@@ -220,13 +222,10 @@ def _training(config, mesh, model, method, consts, names, shots, M, batch, notes
     support = None if streamed else support
     where = shard.of_step(mesh, state, consts, support, model, rules)
 
-    def lower():
-        steps = fit.train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
-        return steps.lower(state, model, consts, support, xs, keys)
-
-    tuned = placed(state, where["in_shardings"][0])
-    held = {"parameters": model.params, "tuned, optimiser": tuned}
-    return [Step(title, "train", lower, K, S * B, total // K, held, notes)], v
+    steps = fit.train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
+    state = placed(state, where["in_shardings"][0])
+    held, given = {"parameters": model.params, "tuned, optimiser": state}, (state, model, consts, support, xs, keys)
+    return [Step(title, "train", steps.lower, K, S * B, total // K, held, given, notes)], v
 
 
 def _classes(consts):
@@ -246,9 +245,10 @@ def _testing(config, mesh, model, method, consts, v, rules, title, n, twice):
     tree = placed(tree, shard.shardings(mesh, tree, rules))
     consts = tree.pop("consts")
     batch = placed(batch, shard.batch(mesh))
-    lower = lambda: evaluate._predictor(mesh).lower(method.apply, tree, model, consts, batch)
+    lower = functools.partial(evaluate._predictor(mesh).lower, method.apply)
     held = {"parameters": model.params, "tuned, optimiser": tree}
-    return Step(f"{title}, test", "test", lower, 1, B, -(-n // B) * (2 if twice else 1), held)
+    calls = -(-n // B) * (2 if twice else 1)
+    return Step(f"{title}, test", "test", lower, 1, B, calls, held, (tree, model, consts, batch))
 
 
 # -------------------------------------------------------------------- vision and language
@@ -301,9 +301,9 @@ def _answering(name, model, mesh, s, steps, notes):
     key = placed(jax.eval_shape(lambda: jax.random.key(0)), shard.on(mesh))
     step = multitask.make_step(variant, multitask.linear(1e-3, steps, steps // 10))
     out = (jax.tree.map(lambda a: a.sharding, state), shard.on(mesh))
-    lower = lambda: jax.jit(step, donate_argnums=0, out_shardings=out).lower(state, model, batch, key)
+    lower = jax.jit(step, donate_argnums=0, out_shardings=out).lower
     held = {"parameters": model.params, "tuned, optimiser": state}
-    return Step(name, "train", lower, 1, s.batch, steps, held, notes)
+    return Step(name, "train", lower, 1, s.batch, steps, held, (state, model, batch, key), notes)
 
 
 def bytes_of(tree):

@@ -10,6 +10,9 @@ import os
 import re
 from typing import NamedTuple
 
+import jax
+from jax.experimental import topologies
+
 from vlmx.errors import UserError, unknown
 
 GIB = 2**30
@@ -79,8 +82,6 @@ def prepare(slices):
     os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={cpus}"
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any: without one libtpu warns
-    import jax
-
     jax.config.update("jax_platforms", "cpu")
     if any(s.chip for s in slices) and not importlib.util.find_spec("libtpu"):
         raise UserError(
@@ -91,9 +92,6 @@ def prepare(slices):
 
 def devices(slice):
     """The devices of a slice for jax: described ones, that can be compiled for and not computed on; or CPUs."""
-    import jax
-    from jax.experimental import topologies
-
     if slice.chip is None:
         if len(jax.devices()) < slice.size:
             raise UserError(f"{slice.name}: this process was started with {len(jax.devices())} CPU devices")

@@ -19,7 +19,9 @@ import sys
 import time
 from pathlib import Path
 
-from vlmx import chips
+import jax
+
+from vlmx import abstract, charts, chips, files, hlo, settings, variant
 from vlmx import main as command
 from vlmx.chips import GIB
 from vlmx.errors import WRONG, UserError
@@ -45,6 +47,7 @@ def arguments(argv):
     parser.add_argument("--batch", type=int, default=0, help="of a step, all chips together; default: the recipes'")
     parser.add_argument("--batch-a-chip", type=int, default=0, help="the same for each chip")
     parser.add_argument("--train-only", action="store_true", help="leave out what tests and encodes")
+    parser.add_argument("--twins", action="store_true", help="compile once what a chip does alike on several slices")
     parser.add_argument("--fit", choices=["batch", "slice"], help="the largest batch, or the smallest slice, that fits")
     parser.add_argument("--workdir", help="write plan.json, plan.md, memory.svg, roofline.svg; what is there stays")
     args, rest = parser.parse_known_args(argv)
@@ -58,8 +61,6 @@ def arguments(argv):
 # -------------------------------------------------------------------- what is planned
 def planner(args, fields):
     """(title, `(slice, batch) -> its Steps`)."""
-    from vlmx import abstract, variant
-
     if args.variants:
         names = list(variant.PUBLISHED) if args.variants == "all" else args.variants.split(",")
         for name in names:
@@ -78,8 +79,6 @@ def planner(args, fields):
 
 def configured(named, fields=()):
     """The config of `configs/<benchmark>.py[:...]` with the fields that the command line sets, checked."""
-    from vlmx import settings
-
     config = command.load(named)
     if config.family != "classification":
         raise UserError(f"{named}: plans are made of classification configs, and of --variants")
@@ -99,10 +98,6 @@ def configured(named, fields=()):
 # -------------------------------------------------------------------- one step on one slice
 def measure(step, slice):
     """A step compiled for a slice, as json data: what a chip holds, does and sends in a step, and how long at best."""
-    import jax
-
-    from vlmx import abstract, hlo
-
     began = time.monotonic()
     found = {
         "step": step.name,
@@ -114,7 +109,7 @@ def measure(step, slice):
     held = {name: abstract.bytes_of(tree) for name, tree in step.held.items()}
     found |= {"examples": step.examples, "steps_a_call": step.steps, "calls": step.calls}
     try:
-        program = step.lower().compile()
+        program = step.lower(*step.arguments).compile()
     except jax.errors.JaxRuntimeError as e:
         used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(e))
         if not used:
@@ -123,28 +118,54 @@ def measure(step, slice):
         memory = held | {"everything else": peak - sum(held.values())}
         found |= {"memory": memory, "peak": peak, "limit": limit, "fits": False}
         return found | {"seconds_to_compile": round(time.monotonic() - began, 1)}
-    m = program.memory_analysis()
-    rest = m.argument_size_in_bytes - sum(held.values())
+    m, kept = program.memory_analysis(), program._executable._kept_var_idx  # jax leaves out what is not used
+    known = {id(a) for a in jax.tree.leaves(step.held)}
+    unused = [a for i, a in enumerate(jax.tree.leaves(step.arguments)) if i not in kept and id(a) in known]
+    idle = abstract.bytes_of(unused)
     results = m.output_size_in_bytes - m.alias_size_in_bytes
+    rest = m.argument_size_in_bytes - (sum(held.values()) - idle)
     memory = held | {"batches, constants": rest, "results": results, "temporaries": m.temp_size_in_bytes}
     memory |= {"code": m.generated_code_size_in_bytes}
     peak, limit = sum(memory.values()), slice.chip.hbm if slice.chip else None
+    found |= {"memory": memory, "idle": idle, "peak": peak, "limit": limit, "fits": peak <= limit if limit else None}
     cost = hlo.cost(program.as_text()).scaled(1 / step.steps)
-    took = chips.times(cost, slice)
-    found |= {"memory": memory, "peak": peak, "limit": limit, "fits": peak <= limit if limit else None}
-    found |= {"flops": cost.flops, "passes": cost.passes, "bytes": cost.bytes}
+    found |= {"flops": cost.flops, "passes": cost.passes, "bytes": cost.bytes, "not_counted": list(cost.unknown)}
     found["collectives"] = [
         {"kind": kind, "chips": n or slice.size, "bytes": carried, "times": cost.times[kind, n]}
         for (kind, n), carried in cost.collectives.items()
     ]
-    found["not_counted"] = list(cost.unknown)
-    if took:
-        second = max(took.values())
-        whole = second * step.steps * step.calls
-        found |= {"seconds": took, "bound": max(took, key=took.get), "step_seconds": second}
-        found |= {"examples_a_second": step.examples / second if second else None}
-        found |= {"hours": whole / 3600, "chip_hours": whole * slice.size / 3600}
-    return found | {"seconds_to_compile": round(time.monotonic() - began, 1)}
+    return timed(found | {"seconds_to_compile": round(time.monotonic() - began, 1)}, slice)
+
+
+def timed(found, slice):
+    """A plan with the times that follow from what a chip does: of a step, at best, and of the whole run."""
+    carried = {(c["kind"], c["chips"]): c["bytes"] for c in found["collectives"]}
+    took = chips.times(hlo.Cost(found["flops"], found["passes"], found["bytes"], carried), slice)
+    if not took:
+        return found
+    second = max(took.values())
+    hours = second * found["steps_a_call"] * found["calls"] / 3600
+    found = found | {"seconds": took, "bound": max(took, key=took.get), "step_seconds": second}
+    found |= {"examples_a_second": found["examples"] / second if second else None}
+    return found | {"hours": hours, "chip_hours": hours * slice.size}
+
+
+def twin(step, slice, plans):
+    """The plan of a step whose program a chip of another slice runs too: same kind of chip, several of them, and the
+    same work and arrays for each; only how many exchange differs. None where no plan is such a one."""
+    held = {name: abstract.bytes_of(tree) for name, tree in step.held.items()}
+    for p in plans:
+        same = p["step"] == step.name and p["examples"] * slice.size == step.examples * p["chips"]
+        same = (
+            same and p["topology"].partition(":")[0] == slice.name.partition(":")[0] and min(p["chips"], slice.size) > 1
+        )
+        if same and "flops" in p and p["steps_a_call"] == step.steps and held.items() <= p["memory"].items():
+            told = [c | {"chips": slice.size if c["chips"] == p["chips"] else c["chips"]} for c in p["collectives"]]
+            own = {"topology": slice.name, "chips": slice.size, "collectives": told, "seconds_to_compile": 0}
+            own |= {"examples": step.examples, "calls": step.calls}
+            own["notes"] = [*step.notes, f"{slice.name}: a chip's program is that compiled for {p['topology']}"]
+            return timed(p | own, slice)
+    return None
 
 
 # -------------------------------------------------------------------- what fits
@@ -232,8 +253,6 @@ def footnotes(plans):
 
 def write(workdir, title, plans):
     """plan.json, plan.md and the pictures of some plans."""
-    from vlmx import charts, files
-
     files.write_json(workdir / "plan.json", {"title": title, "estimate": ESTIMATE, "plans": plans})
     files.write(workdir / "plan.md", markdown(plans, title))
     shown = [p for p in plans if p["kind"] == "train"] or plans
@@ -269,7 +288,7 @@ def run(args, fields):
                 )
                 found = fit or measure(step, slice)
             else:
-                found = measure(step, slice)
+                found = (args.twins and twin(step, slice, plans)) or measure(step, slice)
             plans.append(found)
             print(f"{found['step']}, {found['topology']}: {found['seconds_to_compile']} s", file=sys.stderr, flush=True)
             if path:
