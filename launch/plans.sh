@@ -13,12 +13,12 @@ methods=clip_adapter,taskres,tip_adapter_f,coop,vpt,ivlp,maple,promptsrc,apex,cl
 common="--topology $slices --train-only --twins --workdir $out"
 half="--config.model.dtype=bfloat16 --config.model.param_dtype=bfloat16"
 clip="--batch-a-chip 32 $half --config configs/imagenet.py:$methods,seeds=1,protocols=few_shot,model"
+# shellcheck disable=SC2016 # the inner shell is to expand it
 printf '%s\n' \
   "$common/vit_b16 $clip=ViT-B/16" \
   "$common/vit_l14 $clip=ViT-L/14" \
   "$common/bart_base --batch-a-chip 64 --variants all --model bart-base" \
   "$common/t5_base --batch-a-chip 64 --variants all --model t5-base" |
-  # shellcheck disable=SC2016  # expanded by the inner shell
   xargs -P "${JOBS:-2}" -I{} bash -c '"${PYTHON:-python}" -m vlmx.plan {} || [ $? = 1 ]' # 1: something does not fit
 {
   echo "# Plans"

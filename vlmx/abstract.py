@@ -26,9 +26,9 @@ from vlmx.models.clip import Clip, param_shapes
 
 
 class Step(NamedTuple):
-    """A program of a run. lower: (*arguments) -> what jax compiles; arguments: shapes. steps: of a call; examples: of a step, of all trainings
-    together; calls: of the whole run; held: {what: its arrays as shapes with shardings} for the memory's account;
-    notes: what was assumed or changed."""
+    """A program of a run. lower: (*arguments) -> what jax compiles; arguments: shapes. steps: of a call; examples: of a
+    step, of all trainings together; calls: of the whole run; held: {what: its shapes with shardings} for the memory's
+    account; notes: what was assumed or changed."""
 
     name: str
     kind: str  # "train", "test", "encode"
