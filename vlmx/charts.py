@@ -239,7 +239,7 @@ def roofline(plans):
 
 def alone(svg):
     """An inline SVG as a file of its own, black on white."""
-    return svg.replace("currentColor", "#222").replace("<svg", '<svg style="background:#fff"', 1) + "\n"
+    return str(svg).replace("currentColor", "#222").replace("<svg", '<svg style="background:#fff"', 1) + "\n"
 
 
 def _svg(draw, xlabel, ylabel, salt, size=(4.4, 2.5)):
