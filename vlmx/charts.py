@@ -13,6 +13,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vlmx import chips
+
 INK = "#010203"  # drawn with this and replaced by currentColor, so that one drawing serves light and dark pages
 POINTS = 300  # more steps than this are averaged in bins: the eye sees no more, and the page stays small
 PARTS = {"all": "all classes", "base": "base classes", "new": "new classes"}
@@ -207,7 +209,59 @@ def alpha_of_tests(cells, colours, salt):
     return _svg(draw, "relative transfer difficulty", "mean alpha", salt)
 
 
-def _svg(draw, xlabel, ylabel, salt):
+def memory(plans):
+    """Inline SVG of plans (vlmx/plan.py): what takes a chip's memory, a stacked bar for each, and what it has."""
+    parts = list(dict.fromkeys(part for plan in plans for part in plan["memory"]))
+
+    def draw(axes):
+        at, left = np.arange(len(plans))[::-1], np.zeros(len(plans))
+        for part, colour in zip(parts, COLOURS):
+            gib = np.array([max(plan["memory"].get(part, 0), 0) / 2**30 for plan in plans])
+            axes.barh(at, gib, 0.7, left, color=colour, label=part)
+            left += gib
+        for y, plan in zip(at, plans):
+            if plan["limit"]:
+                axes.plot([plan["limit"] / 2**30] * 2, [y - 0.4, y + 0.4], color=INK, linewidth=1.5)
+        axes.set_yticks(at, [f"{plan['step']}, {plan['topology']}" for plan in plans], fontsize=8)
+        axes.legend(
+            fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.5 / len(plans) - 0.12), ncols=3
+        )
+
+    return _svg(draw, "GiB a chip; a line where its memory ends", "", "memory", (7.5, 1.6 + 0.24 * len(plans)))
+
+
+def roofline(plans):
+    """Inline SVG of plans: operations a second that a chip reaches at best, against operations for each byte of its
+    memory; the roof of each kind of chip, and on or under it every step."""
+    kinds = list(dict.fromkeys(plan["topology"].partition(":")[0] for plan in plans if "seconds" in plan))
+    steps = list(dict.fromkeys(plan["step"] for plan in plans if "seconds" in plan))
+
+    def draw(axes):
+        for kind, colour in zip(kinds, COLOURS):
+            chip = chips.CHIPS[kind]
+            x = np.geomspace(1, 1e4, 200)
+            axes.plot(x, np.minimum(chip.flops, x * chip.bandwidth) / 1e12, color=colour, linewidth=1.2, label=kind)
+        for plan in plans:
+            if plan.get("bytes") and plan.get("flops") and "seconds" in plan:
+                kind = plan["topology"].partition(":")[0]
+                at = plan["passes"] / plan["bytes"], plan["passes"] / plan["step_seconds"] / 1e12
+                axes.scatter(*at, s=14, color=COLOURS[kinds.index(kind) % len(COLOURS)])
+                axes.annotate(str(1 + steps.index(plan["step"])), at, (2, -8), textcoords="offset points", fontsize=6)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.plot([], [], " ", label="\n".join(f"{i} {name}" for i, name in enumerate(steps, 1)))
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+    size = (7.5, max(3.2, 0.6 + 0.16 * (len(steps) + len(kinds))))
+    return _svg(draw, "operations a byte of memory", "TFLOP/s a chip, at best", "roofline", size)
+
+
+def alone(svg):
+    """An inline SVG as a file of its own, black on white."""
+    return str(svg).replace("currentColor", "#222").replace("<svg", '<svg style="background:#fff"', 1) + "\n"
+
+
+def _svg(draw, xlabel, ylabel, salt, size=(4.4, 2.5)):
     """Inline SVG of what `draw(axes)` draws."""
     style = {
         "svg.fonttype": "none",
@@ -217,7 +271,7 @@ def _svg(draw, xlabel, ylabel, salt):
         "axes.linewidth": 0.6,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.4, 2.5), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes)
         axes.set_xlabel(xlabel)

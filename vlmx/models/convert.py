@@ -46,6 +46,26 @@ def read(path, *, image_size=None, context=None, dtype="float32", param_dtype="f
     Raises UserError where the file cannot be read, its format or architecture is none of ours, or its tensors are not
     exactly the ones expected: unknown, missing and misshapen ones are listed by name.
     """
+    tensors, source, table = _described(path)
+    config = _resized(source, image_size, context, dtype, param_dtype)
+    grids = _grid(source.vision), _grid(config.vision)
+    where = "vision/attnpool/pos_embed" if isinstance(source.vision, ResNet) else "vision/pos_embed"
+    table[where] = table[where]._replace(grid=grids if grids[0] != grids[1] else None)
+    table["text/pos_embed"] = table["text/pos_embed"]._replace(total=source.text.context)
+
+    shapes = flatten_dict(param_shapes(config), sep="/")
+    files.check(path, tensors, table, shapes, IGNORED)
+    leaves = {name: files.place(table[name], tensors, shape, name, place) for name, shape in shapes.items()}
+    return config, unflatten_dict(leaves, sep="/")
+
+
+def config_of(path, *, image_size=None, context=None, dtype="float32", param_dtype="float32"):
+    """The ClipConfig of the checkpoint at `path`, as `read` gives it; no weight is read."""
+    return _resized(_described(path)[1], image_size, context, dtype, param_dtype)
+
+
+def _described(path):
+    """(tensors by name, mapped and not read; the ClipConfig; where each leaf comes from) of a checkpoint."""
     found, folder = files.weight_files(path)
     tensors = files.open_tensors(found)
     if any(key.startswith(("text_model.", "vision_model.")) for key in tensors):
@@ -60,17 +80,7 @@ def read(path, *, image_size=None, context=None, dtype="float32", param_dtype="f
         raise UserError(
             f"{path}: not a CLIP checkpoint in the naming of Hugging Face, OpenAI or OpenCLIP; it holds {some} ..."
         )
-
-    config = _resized(source, image_size, context, dtype, param_dtype)
-    grids = _grid(source.vision), _grid(config.vision)
-    where = "vision/attnpool/pos_embed" if isinstance(source.vision, ResNet) else "vision/pos_embed"
-    table[where] = table[where]._replace(grid=grids if grids[0] != grids[1] else None)
-    table["text/pos_embed"] = table["text/pos_embed"]._replace(total=source.text.context)
-
-    shapes = flatten_dict(param_shapes(config), sep="/")
-    files.check(path, tensors, table, shapes, IGNORED)
-    leaves = {name: files.place(table[name], tensors, shape, name, place) for name, shape in shapes.items()}
-    return config, unflatten_dict(leaves, sep="/")
+    return tensors, source, table
 
 
 def save_hf(directory, config, params, tokenizer_dir=None, dtype="float32"):

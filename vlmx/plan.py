@@ -1,0 +1,312 @@
+"""What a run needs of a machine, before there is one: its real steps, compiled for TPUs on a machine without any.
+
+    python -m vlmx.plan --config configs/imagenet.py:maple,apex --topology v5e-8,v5e-256 --config.model.dtype=bfloat16
+    python -m vlmx.plan --variants single_adapter,single_lora --model bart-base --topology v5e-8
+
+For each step on each topology, per chip: memory by what takes it, and whether it fits; floating-point operations, bytes
+of memory, collectives; the time of a step at best (the roofline) and what bounds it; images a second, time and
+chip-hours of the whole config. Memory is the compiler's own account. Times are estimates: lower bounds, from the
+chips' published peaks, which no step reaches. No weight is read; nothing is computed.
+
+Topologies: v4, v5e, v5p, v6e as v5e:16x16 or v5e-256 (v4-N and v5p-N count cores, two a chip), and cpu:N. Any field of
+the config can be set: --config.recipe.maple.batch=64.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from vlmx import abstract, charts, chips, files, hlo, settings, variant
+from vlmx import main as command
+from vlmx.chips import GIB
+from vlmx.errors import WRONG, UserError
+
+ESTIMATE = "Times are estimates: lower bounds from the chips' published peaks; no step reaches them."
+BOUNDS = {"compute": "compute", "memory": "memory bandwidth", "network": "interconnect"}
+
+
+def arguments(argv):
+    """The command line -> (what argparse found, the --config.<field>=<value> among the rest)."""
+    about, _, more = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m vlmx.plan", None, about, more, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--topology", required=True, help="with commas between, as in v5e-8,v5p:2x2x1,cpu:8")
+    parser.add_argument("--config", help="configs/<benchmark>.py[:method,...][,key=value,...]")
+    parser.add_argument("--variants", help="of VL-Adapter, with commas between, or all; in place of --config")
+    parser.add_argument("--model", default="bart-base", help="with --variants: T5 or BART; default: %(default)s")
+    parser.add_argument("--text", type=int, default=20, help="with --variants: tokens of a question; %(default)s")
+    parser.add_argument("--target", type=int, default=10, help="with --variants: tokens of an answer; %(default)s")
+    parser.add_argument("--steps", type=int, default=1000, help="with --variants: of the run; default: %(default)s")
+    parser.add_argument("--batch", type=int, default=0, help="of a step, all chips together; default: the recipes'")
+    parser.add_argument("--batch-a-chip", type=int, default=0, help="the same for each chip")
+    parser.add_argument("--train-only", action="store_true", help="leave out what tests and encodes")
+    parser.add_argument("--twins", action="store_true", help="compile once what a chip does alike on several slices")
+    parser.add_argument("--fit", choices=["batch", "slice"], help="the largest batch, or the smallest slice, that fits")
+    parser.add_argument("--workdir", help="write plan.json, plan.md, memory.svg, roofline.svg; what is there stays")
+    args, rest = parser.parse_known_args(argv)
+    if wrong := [word for word in rest if not re.match(r"--config\.[\w.]+=", word)]:
+        parser.error(f"unexpected argument {wrong[0]!r}; a field of the config is set by --config.<field>=<value>")
+    if bool(args.config) == bool(args.variants):
+        parser.error("give --config or --variants: what is to be planned")
+    return args, rest
+
+
+# -------------------------------------------------------------------- what is planned
+def planner(args, fields):
+    """(title, `(slice, batch) -> its Steps`)."""
+    if args.variants:
+        names = list(variant.PUBLISHED) if args.variants == "all" else args.variants.split(",")
+        for name in names:
+            variant.make(name)
+
+        def steps(slice, batch):
+            shapes = abstract.Shapes(batch, args.text, args.target)
+            return abstract.answer(names, args.model, chips.devices(slice), shapes, steps=args.steps)
+
+        return args.model, steps
+    config = configured(args.config, fields)
+    return f"{config.title}, {config.model.name}", lambda slice, batch: abstract.classify(
+        config, chips.devices(slice), batch
+    )
+
+
+def configured(named, fields=()):
+    """The config of `configs/<benchmark>.py[:...]` with the fields that the command line sets, checked."""
+    config = command.load(named)
+    if config.family != "classification":
+        raise UserError(f"{named}: plans are made of classification configs, and of --variants")
+    command.check_fields(config, fields)
+    from configs import common  # command.load has put it on the path
+
+    for field in fields:
+        key, _, value = field.removeprefix("--config.").partition("=")
+        try:
+            config.update_from_flattened_dict({key: common.literal(value)})
+        except TypeError as e:
+            raise UserError(f"--config.{key}: {e}") from None
+    settings.check(config)
+    return config
+
+
+# -------------------------------------------------------------------- one step on one slice
+def measure(step, slice):
+    """A step compiled for a slice, as json data: what a chip holds, does and sends in a step, and how long at best."""
+    began = time.monotonic()
+    found = {
+        "step": step.name,
+        "kind": step.kind,
+        "topology": slice.name,
+        "chips": slice.size,
+        "notes": list(step.notes),
+    }
+    held = {name: abstract.bytes_of(tree) for name, tree in step.held.items()}
+    found |= {"examples": step.examples, "steps_a_call": step.steps, "calls": step.calls}
+    try:
+        program = step.lower(*step.arguments).compile()
+    except jax.errors.JaxRuntimeError as e:
+        used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(e))
+        if not used:
+            raise
+        peak, limit = (float(used[i]) * 1024 ** ("KMGT".index(used[i + 1]) + 1) for i in (1, 3))
+        memory = held | {"everything else": peak - sum(held.values())}
+        found |= {"memory": memory, "peak": peak, "limit": limit, "fits": False}
+        return found | {"seconds_to_compile": round(time.monotonic() - began, 1)}
+    m, kept = program.memory_analysis(), program._executable._kept_var_idx  # jax leaves out what is not used
+    known = {id(a) for a in jax.tree.leaves(step.held)}
+    unused = [a for i, a in enumerate(jax.tree.leaves(step.arguments)) if i not in kept and id(a) in known]
+    idle = abstract.bytes_of(unused)
+    results = m.output_size_in_bytes - m.alias_size_in_bytes
+    rest = m.argument_size_in_bytes - (sum(held.values()) - idle)
+    memory = held | {"batches, constants": rest, "results": results, "temporaries": m.temp_size_in_bytes}
+    memory |= {"code": m.generated_code_size_in_bytes}
+    peak, limit = sum(memory.values()), slice.chip.hbm if slice.chip else None
+    found |= {"memory": memory, "idle": idle, "peak": peak, "limit": limit, "fits": peak <= limit if limit else None}
+    cost = hlo.cost(program.as_text()).scaled(1 / step.steps)
+    found |= {"flops": cost.flops, "passes": cost.passes, "bytes": cost.bytes, "not_counted": list(cost.unknown)}
+    found["collectives"] = [
+        {"kind": kind, "chips": n or slice.size, "bytes": carried, "times": cost.times[kind, n]}
+        for (kind, n), carried in cost.collectives.items()
+    ]
+    return timed(found | {"seconds_to_compile": round(time.monotonic() - began, 1)}, slice)
+
+
+def timed(found, slice):
+    """A plan with the times that follow from what a chip does: of a step, at best, and of the whole run."""
+    carried = {(c["kind"], c["chips"]): c["bytes"] for c in found["collectives"]}
+    took = chips.times(hlo.Cost(found["flops"], found["passes"], found["bytes"], carried), slice)
+    if not took:
+        return found
+    second = max(took.values())
+    hours = second * found["steps_a_call"] * found["calls"] / 3600
+    found = found | {"seconds": took, "bound": max(took, key=took.get), "step_seconds": second}
+    found |= {"examples_a_second": found["examples"] / second if second else None}
+    return found | {"hours": hours, "chip_hours": hours * slice.size}
+
+
+def twin(step, slice, plans):
+    """The plan of a step whose program a chip of another slice runs too: same kind of chip, several of them, and the
+    same work and arrays for each; only how many exchange differs. None where no plan is such a one."""
+    held = {name: abstract.bytes_of(tree) for name, tree in step.held.items()}
+    for p in plans:
+        same = p["step"] == step.name and p["examples"] * slice.size == step.examples * p["chips"]
+        same = (
+            same and p["topology"].partition(":")[0] == slice.name.partition(":")[0] and min(p["chips"], slice.size) > 1
+        )
+        if same and "flops" in p and p["steps_a_call"] == step.steps and held.items() <= p["memory"].items():
+            told = [c | {"chips": slice.size if c["chips"] == p["chips"] else c["chips"]} for c in p["collectives"]]
+            own = {"topology": slice.name, "chips": slice.size, "collectives": told, "seconds_to_compile": 0}
+            own |= {"examples": step.examples, "calls": step.calls}
+            own["notes"] = [*step.notes, f"{slice.name}: a chip's program is that compiled for {p['topology']}"]
+            return timed(p | own, slice)
+    return None
+
+
+# -------------------------------------------------------------------- what fits
+def largest(steps, slice, name):
+    """The largest batch of a training step, a power of 2 times what the mesh divides, that fits a slice: its plan.
+
+    None where not even the smallest fits."""
+    best, batch = None, slice.size
+    while True:
+        step = next(s for s in steps(slice, batch) if s.name == name and s.kind == "train")
+        found = measure(step, slice)
+        if best and found["examples"] <= best["examples"]:
+            return best  # the training set is no larger
+        if not found["fits"]:
+            return best
+        best, batch = found, 2 * batch
+
+
+def smallest(steps, slice, batch, name):
+    """The smallest slice of a chip's kind on which a training step fits: its plan, or None."""
+    for shape in slice.chip.slices:
+        one = chips.parse(f"{slice.chip.name}:{shape}")
+        step = next(s for s in steps(one, batch) if s.name == name and s.kind == "train")
+        found = measure(step, one)
+        if found["fits"]:
+            return found
+    return None
+
+
+# -------------------------------------------------------------------- showing it
+HEAD = ("step", "topology", "batch", "GiB a chip", "fits", "TFLOP", "GB", "sent MB", "ms", "bound by", "examples/s")
+HEAD += ("hours", "chip-hours")
+
+
+def row(found):
+    """A line of the table: of one chip and one step, but for the last three, which are the whole run's."""
+    gib = f"{found['peak'] / GIB:.2f}" + (f" of {found['limit'] / GIB:.0f}" if found["limit"] else "")
+    start = [
+        found["step"],
+        found["topology"],
+        f"{found['examples']:,}",
+        gib,
+        {True: "yes", False: "NO"}.get(found["fits"], "?"),
+    ]
+    if "flops" not in found:
+        return [*start, *["-"] * (len(HEAD) - len(start))]
+    sent = sum(c["bytes"] for c in found["collectives"])
+    start += [f"{found['flops'] / 1e12:.3f}", f"{found['bytes'] / 1e9:.2f}", f"{sent / 1e6:.2f}"]
+    if "step_seconds" not in found:
+        return [*start, *["-"] * (len(HEAD) - len(start))]
+    times = [f"{1e3 * found['step_seconds']:.2f}", BOUNDS[found["bound"]], f"{found['examples_a_second']:,.0f}"]
+    return [*start, *times, f"{found['hours']:.2g}", f"{found['chip_hours']:.2g}"]
+
+
+def table(plans):
+    """The plans as text, a line for each, with what has to be known below."""
+    rows = [HEAD, *map(row, plans)]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(HEAD))]
+    lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join([*lines, *footnotes(plans)])
+
+
+def markdown(plans, title):
+    """The plans as a table in Markdown."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---|---|" + "---:|" * (len(HEAD) - 2)]
+    lines += ["| " + " | ".join(row(p)) + " |" for p in plans]
+    return "\n".join([f"### {title}", "", *lines, "", *(f"- {note}" for note in footnotes(plans))]) + "\n"
+
+
+def footnotes(plans):
+    """What was assumed, changed, not counted; and the totals of a topology."""
+    notes = list(dict.fromkeys(note for p in plans for note in p["notes"]))
+    for name in dict.fromkeys(p["topology"] for p in plans):
+        mine = [p for p in plans if p["topology"] == name]
+        if all("hours" in p for p in mine):
+            hours = sum(p["hours"] for p in mine)
+            notes.append(f"{name}: the whole config takes {hours:.2g} hours, {hours * mine[0]['chips']:.2g} chip-hours")
+    unknown = {f"{what} ({p['step']})" for p in plans for what in p.get("not_counted", ())}
+    notes += [f"not counted: {what}" for what in sorted(unknown)]
+    sources = {p["topology"].partition(":")[0] for p in plans} & chips.CHIPS.keys()
+    notes += [f"peaks of {k}: {chips.CHIPS[k].source}" for k in sorted(sources)]
+    return [*notes, ESTIMATE] if any("seconds" in p for p in plans) else notes
+
+
+def write(workdir, title, plans):
+    """plan.json, plan.md and the pictures of some plans."""
+    files.write_json(workdir / "plan.json", {"title": title, "estimate": ESTIMATE, "plans": plans})
+    files.write(workdir / "plan.md", markdown(plans, title))
+    shown = [p for p in plans if p["kind"] == "train"] or plans
+    files.write(workdir / "memory.svg", charts.alone(charts.memory(shown)))
+    if any("seconds" in p for p in shown):
+        files.write(workdir / "roofline.svg", charts.alone(charts.roofline(shown)))
+
+
+# -------------------------------------------------------------------- the command
+def run(args, fields):
+    """Plans of every step on every topology; printed, and written where there is a workdir, as they are made."""
+    slices = [chips.parse(text) for text in args.topology.split(",") if text]
+    chips.prepare(slices)
+    title, steps = planner(args, fields)
+    path = Path(args.workdir) / "plan.json" if args.workdir else None
+    plans = json.loads(path.read_text())["plans"] if path and path.exists() else []
+    of = lambda p: (p["step"], p["topology"], p["examples"])
+    done = {of(p) for p in plans}
+    for slice in slices:
+        batch = args.batch_a_chip * slice.size or args.batch
+        for step in steps(slice, batch):
+            if args.train_only and step.kind != "train" or (step.name, slice.name, step.examples) in done:
+                continue
+            if args.fit:
+                if step.kind != "train":
+                    continue
+                if not slice.chip:
+                    raise UserError(f"--fit: how much memory {slice.name} has is not known; give a TPU's topology.")
+                fit = (
+                    largest(steps, slice, step.name)
+                    if args.fit == "batch"
+                    else smallest(steps, slice, batch, step.name)
+                )
+                found = fit or measure(step, slice)
+            else:
+                found = (args.twins and twin(step, slice, plans)) or measure(step, slice)
+            plans.append(found)
+            print(f"{found['step']}, {found['topology']}: {found['seconds_to_compile']} s", file=sys.stderr, flush=True)
+            if path:
+                write(path.parent, title, plans)
+    print(f"{title}\n{table(plans)}", flush=True)
+    return plans
+
+
+def main(argv):
+    """The command; returns the exit status: 1 where something does not fit."""
+    args, fields = arguments(argv)
+    try:
+        plans = run(args, fields)
+    except UserError as e:
+        print(f"\nerror: {e}", file=sys.stderr)
+        return WRONG
+    return 1 if any(p["fits"] is False for p in plans) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
