@@ -90,12 +90,26 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("golden", [c.path for c in cases] or [None], ids=[c.id for c in cases] or ["none"])
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config, items):
-    """A claimed kind of which there is no case here: its test is deselected, for nothing was skipped."""
+    """A claimed kind of which there is no case here: its test is deselected, for nothing was skipped. Tests that share
+    what is dear to make go to one worker."""
     empty = [i for i in items if getattr(i, "callspec", None) and i.callspec.params.get("golden", i) is None]
     if empty:
         config.hook.pytest_deselected(items=empty)
         items[:] = [i for i in items if i not in empty]
+    for item in items:
+        if name := shared(item):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
+def shared(item):
+    """What a test shares with others: the programs of a method (a row of contract_test), or a fixture of its module."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if "row" in params:
+        return params["row"]
+    fixtures = [f for found in item._fixtureinfo.name2fixturedefs.values() for f in found]
+    return item.path.stem if any(f.scope == "module" and f.baseid for f in fixtures) else None
 
 
 def pytest_sessionfinish(session):
