@@ -19,7 +19,9 @@ Cases that no collected test claims are listed at the end of the run; they count
 """
 
 import atexit
+import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -90,26 +92,38 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("golden", [c.path for c in cases] or [None], ids=[c.id for c in cases] or ["none"])
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config, items):
-    """A claimed kind of which there is no case here: its test is deselected, for nothing was skipped. Tests that share
-    what is dear to make go to one worker."""
+    """A claimed kind of which there is no case here: its test is deselected, for nothing was skipped."""
     empty = [i for i in items if getattr(i, "callspec", None) and i.callspec.params.get("golden", i) is None]
     if empty:
         config.hook.pytest_deselected(items=empty)
         items[:] = [i for i in items if i not in empty]
-    for item in items:
-        if name := shared(item):
-            item.add_marker(pytest.mark.xdist_group(name))
 
 
-def shared(item):
-    """What a test shares with others: the programs of a method (a row of contract_test), or a fixture of its module."""
-    params = item.callspec.params if hasattr(item, "callspec") else {}
-    if "row" in params:
-        return params["row"]
-    fixtures = [f for found in item._fixtureinfo.name2fixturedefs.values() for f in found]
-    return item.path.stem if any(f.scope == "module" and f.baseid for f in fixtures) else None
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests that share what is dear to make go to one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return together(config.rootpath, nodeid)
+
+    return Together(config, log) if config.getoption("dist") == "load" else None
+
+
+def together(root, nodeid):
+    """What a test shares: a fixture of its module, or the programs of a method (a row of contract_test); or nothing."""
+    file, _, test = nodeid.partition("::")
+    if 'scope="module"' in source(root / file):
+        return file
+    row = re.match(r"\w+\[(\w+)", test)
+    return f"{file} {row[1]}" if row and file.endswith("contract_test.py") else nodeid
+
+
+@functools.cache
+def source(path):
+    return path.read_text() if path.is_file() else ""
 
 
 def pytest_sessionfinish(session):
