@@ -156,16 +156,12 @@ def encoding(config, mesh, model, data):
     side, B = model.config.vision.image_size, shard.up(mesh, config.eval_batch)
     images = placed(of(jnp.uint8, B, side, side, 3), shard.batch(mesh))
     index, weight = (placed(of(t, B), shard.batch(mesh)) for t in (jnp.int32, jnp.float32))
-    lower = features._encoder(mesh).lower
-    few = min(data.train, max(_shots(config)) * len(data.classnames)) if min(_shots(config)) > 0 else data.train
+    lower, shots = features._encoder(mesh, Clip.image).lower, settings.shots(config)
+    few = min(data.train, max(shots) * len(data.classnames)) if min(shots) > 0 else data.train
     stored = 2 * few if config.data.augment == "none" else few  # of training images and of validation images
     calls = -(-data.test // B) + -(-stored // B)
     held, given = {"parameters": model.params}, (model, images, index, weight)
     return Step("image features", "encode", lower, 1, B, calls, held, given)
-
-
-def _shots(config):
-    return tuple(config.shots) if isinstance(config.shots, (tuple, list)) else (config.shots,)
 
 
 def _cell(config, mesh, model, data, words, batch, notes, name, protocol, tested):
@@ -178,9 +174,9 @@ def _cell(config, mesh, model, data, words, batch, notes, name, protocol, tested
     rules = shard.rules_of(config.shardings, name) + shard.METHOD
     title = f"{name}, {protocol}" if len(config.protocols) > 1 else name
     v = {"train": {}, "fixed": {}}
-    for shots in _shots(config) if not method.untrained else ():
+    for shots in settings.shots(config) if not method.untrained else ():
         M = shots * len(classnames) if shots > 0 else data.train // (2 if half else 1)
-        its = f"{title}, {shots} shots" if len(_shots(config)) > 1 else title
+        its = f"{title}, {shots} shots" if len(settings.shots(config)) > 1 else title
         found, v = _training(config, mesh, model, method, consts, (name, protocol, its), shots, M, batch, notes)
         yield from found
     if tested:
