@@ -59,7 +59,6 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
         more["views"] = np.moveaxis(np.array(views), 2, 1)  # [S,V,M,E]
     given = support | shard.put(mesh, "support", more, rules + shard.METHOD)
     v = jax.jit(jax.vmap(start, in_axes=(0, None, None, 0)))(keys, world.model, consts, given)
-    jax.block_until_ready(v)  # on a CPU, two programs under way with collectives can wait for each other for ever
     own = functools.partial(cut, start, keys[0], world.model, consts, given, draws)
     if not total:
         return own(shard.gather(mesh, v))

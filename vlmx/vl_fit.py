@@ -41,7 +41,6 @@ def fit(world, run, chosen, recipe, meta, folder):
 
     # ---- the start
     v = jax.jit(lambda key, model: variant.start(chosen, key, model, len(tasks)))(key, world.model)
-    jax.block_until_ready(v)
     state = {**v, "opt": multitask.moments(v["train"], len(tasks)), "step": jnp.zeros((), jnp.int32)}
     where = shard.shardings(mesh, state, rules)
     state = shard.place(state, where)

@@ -56,7 +56,7 @@ def make(
             (train if train_keys else fixed)["keys"] = tip_adapter.keys_of(support)
         if text:
             fixed["text"] = consts["weights"] if text_cache == "templates" else support["prior"]["text_features"]
-            start = jax.nn.initializers.orthogonal()(key, (E, max(E // reduction, 1)))
+            start = semi_orthogonal(key, E, max(E // reduction, 1))
             train |= {"meta": start, "img2txt": start}
         if image and text and adapt_gamma != "no":
             train["gamma"] = jnp.full(C if adapt_gamma == "per_class" else (), jnp.log(gamma / (1 - gamma)))
@@ -113,3 +113,14 @@ def make(
     return Method(
         init=init, apply=apply, loss=loss, setup=setup, finalize=finalize, carries=False, prior=prior
     )  # fmt: skip
+
+
+def semi_orthogonal(key, rows, columns, steps=40):
+    """A random matrix `(rows, columns)` with orthonormal columns: Newton and Schulz's iteration on a Gaussian one.
+
+    Not by QR: LAPACK's of several seeds at once, on several CPU devices of a process, waits for threads that all of
+    them hold, for ever.
+    """
+    x = jax.random.normal(key, (rows, columns)) / (rows**0.5 + columns**0.5)  # singular values up to about 1
+    gram = lambda x: jnp.matmul(x.T, x, precision="highest")
+    return jax.lax.fori_loop(0, steps, lambda _, x: 1.5 * x - 0.5 * jnp.matmul(x, gram(x), precision="highest"), x)
