@@ -79,6 +79,13 @@ def test_own_splits_in_coops_labels(tmp_path):
         assert ["sealake" in n for n in part.names] == (part.labels == 1).tolist()
     again = task.load({"name": "tfds:eurosat", "root": tmp_path / "data"}, tmp_path / "work")
     assert list(again.train.names) == list(got.train.names)
+    whats = lambda data: [task.identity(split.images, i) for split in data[3:6] for i in range(len(split.labels))]
+    assert whats(again) == whats(got) and len(set(whats(got))) == 20  # known without reading them
+    file = next((tmp_path / "data").rglob("*array_record*"))
+    file.touch()
+    assert not set(whats(got)) & set(
+        whats(task.load({"name": "tfds:eurosat", "root": tmp_path / "data"}, tmp_path / "w"))
+    )
 
 
 def test_coops_items_by_file_name(tmp_path):
