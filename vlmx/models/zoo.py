@@ -115,9 +115,9 @@ def load(name, *, image_size=None, dtype="float32", param_dtype="float32", place
 def load_seq(name, *, visual=None, added=None, seed=0, dtype="float32", param_dtype="float32", place=None):
     """Loads a T5 or BART: `Loaded(model, tokenizer, digest, name)`.
 
-    `name` is "tiny_t5" or "tiny_bart" (come with the package), a key of SEQ_MODELS, a repository "owner/name", or a local
-    directory. The other arguments are those of
-    `convert_seq.read`; added: None takes the reference's number where there is a visual embedding. Raises as `load`.
+    `name` is "tiny_t5" or "tiny_bart" (in the package), a key of SEQ_MODELS, a repository "owner/name", or a local
+    directory. The other arguments are those of `convert_seq.read`; added: None takes the reference's number where there
+    is a visual embedding. Raises as `load`.
     """
     path = locate(name)
     found, folder = files.weight_files(path)
