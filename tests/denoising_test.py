@@ -111,5 +111,5 @@ def test_the_packaged_models_are_small_and_fill_in_what_is_missing(name):
     rows = [r for r in loaded.tokenizer.hf(pretrain_text.passages("unseen", 160), add_special_tokens=False)["input_ids"]
             if len(r) <= config.data.length - 2][:64]  # fmt: skip
     corrupt, how = pretrain_text.noise(config, loaded.tokenizer.hf)
-    found = pretrain_text.filled(loaded.model, rows, corrupt, config, how, loaded.tokenizer.hf)
+    found = pretrain_text.filled(loaded.model, rows, corrupt, config, how)
     assert found["tokens"] == pytest.approx(made["held_out"]["tokens"], abs=8)

@@ -356,7 +356,7 @@ def template(name):
     loader = jinja2.PackageLoader("vlmx", "assets")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(count=count, percent=percent, duration=duration, zip=zip)
-    return environment.gettemplate(name)
+    return environment.get_template(name)
 
 
 def write(workdir):
