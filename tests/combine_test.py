@@ -123,11 +123,12 @@ def test_far_from_all_classes_the_pre_trained_model_speaks():
 def encodings(row, train, monkeypatch):
     """How often a step, or a test batch, of a method goes through (the image tower, the text tower), where the frozen
     model's features are stored."""
-    name, hyper = contract.METHODS[row]
-    method, model = methods.make(name, **hyper), backbone("vit")
-    consts = method.setup(model, task())
+    method, model = contract.made(row), backbone("vit")
+    consts = jax.eval_shape(lambda model: method.setup(model, task()), model)
     support = {"label": jnp.zeros(4, jnp.int32), "features": jnp.ones((4, model.config.embed_dim))}
-    v = methods.start(method, jax.random.key(0), model, consts, support)
+    start = lambda key, model, consts: methods.start(method, key, model, consts, support)
+    key = jax.random.key(0)
+    v = jax.eval_shape(start, key, model, consts)
     count = {"image": 0, "text": 0}
     for tower in count:
         real = getattr(Clip, tower)
@@ -137,8 +138,8 @@ def encodings(row, train, monkeypatch):
             return real(*args, **kwargs)
 
         monkeypatch.setattr(Clip, tower, counted)
-    key = jax.random.key(0)
-    jax.eval_shape(lambda v, b: method.apply(v, methods.tuned(model, v), consts, b, key, train), v, batch_shapes(model))
+    apply = lambda v, c, b: method.apply(v, methods.tuned(model, v), c, b, key, train)
+    jax.eval_shape(apply, v, consts, batch_shapes(model))
     return count["image"], count["text"]
 
 
