@@ -19,7 +19,9 @@ Cases that no collected test claims are listed at the end of the run; they count
 """
 
 import atexit
+import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -96,6 +98,32 @@ def pytest_collection_modifyitems(config, items):
     if empty:
         config.hook.pytest_deselected(items=empty)
         items[:] = [i for i in items if i not in empty]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests that share what is dear to make go to one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return together(config.rootpath, nodeid)
+
+    return Together(config, log) if config.getoption("dist") == "load" else None
+
+
+def together(root, nodeid):
+    """What a test shares: a fixture of its module, or the programs of a method (a row of contract_test); or nothing."""
+    file, _, test = nodeid.partition("::")
+    if 'scope="module"' in source(root / file):
+        return file
+    row = re.match(r"\w+\[(\w+)", test)
+    return f"{file} {row[1]}" if row and file.endswith("contract_test.py") else nodeid
+
+
+@functools.cache
+def source(path):
+    return path.read_text() if path.is_file() else ""
 
 
 def pytest_sessionfinish(session):
