@@ -31,7 +31,7 @@ PIXELS = (
 def start(workdir, *args, devices=1, log=None, before=None, **environment):
     """The command on `devices` fake devices, in a process of its own which calls `before` first."""
     env = os.environ | environment | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }  # fmt: skip
     command = [sys.executable, "-m", "vlmx.main", *args, "--workdir", str(workdir)]
