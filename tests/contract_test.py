@@ -175,7 +175,6 @@ def _fit(row, seeds, on, K, live, remat):
     support = shard.put(mesh, "support", {"features": encoded("vit", seeds), "label": label})
     keys = jnp.stack([jax.random.key(s) for s in seeds])
     start, opt = begin(row, keys, model, consts, support)
-    jax.block_until_ready(start)  # as vlmx.fit does
     if not jax.tree.leaves(start["train"]):
         return Fit(method, model, consts, start, start)
     live = live or method.needs == "pixels"
