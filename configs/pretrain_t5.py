@@ -19,9 +19,9 @@ def get_config(arg=""):
     # longer texts, a third of them, are left out
     config.noise = ConfigDict(dict(density=0.25, mean=2.0))  # texts are short: more, and shorter spans than T5's own
     config.width, config.heads, config.layers, config.vocab = 128, 4, 3, 512
-    config.dropout = 0.1
-    config.batch, config.steps = 32, 1500
-    config.optimizer = ConfigDict(dict(name="adamw", lr=2e-3, wd=0.01, b2=0.98, eps=1e-6, clip=1.0))
+    config.dropout = 0.0
+    config.batch, config.steps = 32, 2000
+    config.optimizer = ConfigDict(dict(name="adamw", lr=1e-3, wd=0.01, b2=0.98, eps=1e-6, clip=1.0))
     config.optimizer.schedule = ConfigDict(dict(name="cosine", warmup=100))
     config.optimizer.groups = ((".*(kernel|embed)", {}), (".*", {"wd": 0.0}))  # decay is for matrices
     config.log_every, config.checkpoint_every = 20, 250
