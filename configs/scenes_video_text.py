@@ -13,5 +13,5 @@ def get_config(arg="single_adapter"):
     """arg: as vl_common.run says."""
     return vl_common.run(
         "scenes_video_text", arg, VIDEO_TEXT, scenes_vl.recipe, epochs=8, batch=64, backbone="tiny_bart",
-        tower="tiny_clip", root="scenes/video", scenes=1.0,
+        tower="tiny_clip", root="scenes/video", scenes=1.0, length=160,
     )  # fmt: skip

@@ -182,6 +182,8 @@ def test_tasks_and_features_of_a_run(image_root, monkeypatch):
     config = importlib.import_module("configs.scenes_image_text").get_config("single_adapter,smoke")
     config.data.root = str(image_root)
     task = published.load("nlvr", config.data)
+    config.data.length = 24
+    assert (task.length, published.load("nlvr", config.data).length) == (100, 24)
     encoded = []
 
     def run(args):

@@ -125,9 +125,11 @@ class Answerer:
         like = variant.shapes(self.chosen, loaded.model, len(meta["tasks"]))
         self.v, _ = variant.load(folder, like, loaded.digest)
         self.model, self.words, self.tasks = loaded.model, loaded.tokenizer, []
+        room = self.model.config.positions or 1024  # T5 has no table of positions
         for name in meta["tasks"]:
             form = vl_forms.FORMS.get(name.removeprefix("scenes_"))
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
+            self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
         self.clip = zoo.load(tower).model
         self.transform = functools.partial(transforms.squash, size=self.clip.config.vision.image_size)

@@ -2,7 +2,7 @@
 
 What vlmx/data/vl.py asks of a reader. config.data: `root`, the folder of the annotation files; `features`, paths of
 files or folders of features (vl_features.py), or (): the pictures in `pictures` are encoded; `bad`, "stop" or "skip";
-`java`, metrics that need it; `options`, {task: {argument of its reader: value}}; `scenes`, share of the embedded
+`java`, metrics that need it; `length`, at most so many tokens of input, 0: as published; `options`, {task: {argument of its reader: value}}; `scenes`, share of the embedded
 world's sizes: pictures and annotations are written below `root` first, 0: none are.
 """
 
@@ -28,11 +28,10 @@ def load(name: str, data) -> Task:
         scene_files.write(data["root"], family, scale=data["scenes"], workers=data.get("workers", 0))
     source = features(data, video=name in vl_forms.VIDEO_TEXT)
     options = {"images": source, "bad": data.get("bad", "stop")} | dict((data.get("options") or {}).get(name, {}))
-    if name in vl_forms.VIDEO_TEXT:
-        return videos.load(name, data["root"], java=data.get("java", True), **options)
-    if name == "caption":
+    if name in vl_forms.VIDEO_TEXT or name == "caption":
         options["java"] = data.get("java", True)
-    return image_text.load(name, data["root"], **options)
+    task = (videos if name in vl_forms.VIDEO_TEXT else image_text).load(name, data["root"], **options)
+    return task._replace(length=min(task.length, data.get("length") or task.length))
 
 
 def features(data, video=False):
