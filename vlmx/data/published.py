@@ -2,8 +2,9 @@
 
 What vlmx/data/vl.py asks of a reader. config.data: `root`, the folder of the annotation files; `features`, paths of
 files or folders of features (vl_features.py), or (): the pictures in `pictures` are encoded; `bad`, "stop" or "skip";
-`java`, metrics that need it; `length`, at most so many tokens of input, 0: as published; `options`, {task: {argument of its reader: value}}; `scenes`, share of the embedded
-world's sizes: pictures and annotations are written below `root` first, 0: none are.
+`java`, metrics that need it; `length`, at most so many tokens of input, 0: as published; `options`, {task: {argument
+of its reader: value}}; `scenes`, share of the embedded world's sizes: pictures and annotations are written below `root`
+first, 0: none are.
 """
 
 from pathlib import Path
