@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from configs import scenes_vl
 from vlmx import errors, main, report, shard, variant, vl, vl_fit, vl_predict, vl_report
@@ -19,6 +20,7 @@ from vlmx.data.vl import Example, Task
 from vlmx.errors import UserError
 from vlmx.models import clip, zoo
 from vlmx.models.clip import Clip, ClipConfig, ResNet, Text, ViT
+from vlmx.models.layers import Block
 from vlmx.models.resnet import AttentionPool
 from vlmx.models.vlseq import Generation, Visual, VLSeq, param_shapes
 
@@ -153,12 +155,14 @@ def test_grids_are_what_the_towers_have_before_they_pool():
     model = Clip(clip.init_params(c, jax.random.key(0)), c)
     grid = model.grid(images)
     assert grid.shape == (2, 16, 8)
-    _, state = clip._image_tower(c).apply(
-        {"params": model.params["vision"]}, model.normalized(images), None,
-        capture_intermediates=lambda module, _: module.name == "blocks",
-    )  # fmt: skip
-    (out, _), = state["intermediates"]["blocks"]["__call__"]
-    np.testing.assert_allclose(grid, out[:, 1:], rtol=0, atol=1e-6)
+    p = model.params["vision"]
+    x = clip.Patches(8, 8, jnp.float32, jnp.float32).apply({"params": p["patch_embed"]}, model.normalized(images))
+    x = jnp.concatenate([jnp.broadcast_to(p["class_embed"], (2, 1, 8)), x], axis=1) + p["pos_embed"]
+    x = nn.LayerNorm(epsilon=1e-5).apply({"params": p["ln_pre"]}, x)
+    block = Block(1, 16, "quick_gelu", 1e-5, jnp.float32, jnp.float32)
+    for layer in range(2):
+        x, _ = block.apply({"params": jax.tree.map(lambda a, layer=layer: a[layer], p["blocks"])}, x, None, None)
+    np.testing.assert_allclose(grid, x[:, 1:], rtol=0, atol=1e-6)
 
     c = ClipConfig(8, ResNet(64, 4, (1, 1, 1, 1), 2), text)
     model = Clip(clip.init_params(c, jax.random.key(1)), c)
