@@ -190,7 +190,7 @@ def finished(config, workdir, write=True):
         same = [c | {"recipe": {m: c["recipe"][m] for m in both}} for c in (saved, asked)]
         flat = [dict(flatten(c)) for c in same]
         differ = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
-        free = FREE + (("shots",) if isinstance(saved["shots"], list) and isinstance(asked["shots"], list) else ())
+        free = FREE + (("shots",) if all(isinstance(c.get("shots"), list) for c in (saved, asked)) else ())
         keys = [k for k in differ if not k.startswith(free)]
         if keys:
             lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
@@ -203,7 +203,7 @@ def finished(config, workdir, write=True):
     if not (workdir / "results.json").exists():
         return None
     results = json.loads((workdir / "results.json").read_text())
-    whole = all(results["config"][key] == asked[key] for key in ("methods", "protocols", "shots"))
+    whole = all(results["config"].get(key) == asked.get(key) for key in ("methods", "protocols", "shots"))
     return results if whole and not results.get("failed") else None
 
 
