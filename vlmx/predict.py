@@ -50,7 +50,9 @@ class Classifier:
                 f"{folder} was tuned on the backbone with SHA-256 {meta['backbone']}; {model or meta['model']} has "
                 f"{loaded.digest}. Name the one it was tuned on with --model."
             )
-        method = methods.make(meta["method"], **meta["hyper"])
+        method = methods.make(meta.get("make", meta["method"]), **meta["hyper"])
+        if "backbone" in v["train"]:
+            v["train"]["backbone"] = _whole(v["train"]["backbone"], loaded.model.params)
         task = functools.partial(
             methods.Task, templates=tuple(meta.get("templates") or (methods.PHOTO,)),
             ensemble=tuple(meta.get("ensemble") or (methods.PHOTO,)), tokenize=loaded.tokenizer,
@@ -89,6 +91,11 @@ class Classifier:
 def _probabilities(apply, v, model, consts, images):
     logits = apply(v, methods.tuned(model, v), consts, {"image": images}, None, False)["logits"]
     return jax.nn.softmax(logits)
+
+
+def _whole(tree, like):
+    """Nested dicts as deep as `like`, with None for what `tree` does not hold of it."""
+    return {k: _whole(tree.get(k, {}), v) if isinstance(v, dict) else tree.get(k) for k, v in like.items()}
 
 
 def _of_the_run(folder):
