@@ -14,4 +14,5 @@ def get_config(arg=""):
     config.title, config.kind, config.vocab = "pretrain_bart", "bart", 640
     config.data.target_length = config.data.length
     config.noise.update(density=0.3, mean=3.0)  # BART's own
+    config.dropout, config.steps = 0.1, min(config.steps, 1500)
     return config
