@@ -19,7 +19,7 @@ def test_span_corruption_takes_out_what_the_target_holds(n):
     text, counts = list(range(n)), []
     for seed in range(30):
         left, target = denoising.spans(text, np.random.default_rng(seed), sentinel=999, density=0.3, mean=2.0)
-        assert target[0] == 999 and target[-1] == min(t for t in target if t > 900)  # the last sentinel closes the last span
+        assert target[0] == 999 and target[-1] == min(t for t in target if t > 900)  # closes the last span
         pieces = {}
         for token in target:
             if token > 900:
