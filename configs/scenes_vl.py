@@ -24,7 +24,7 @@ def recipe(name):
     """The settings of a variant: hyper-parameters, epochs, warm-up, optimiser."""
     file, hyper = PUBLISHED[name]
     optimizer = {"lr": RATES.get(name, 3e-3), "wd": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-6, "clip": 5.0}
-    made = {"hyper": hyper | SIZES.get(file, {}), "epochs": 1.5, "warmup": "10 percent", "optimizer": optimizer}
+    made = {"hyper": hyper | SIZES.get(file, {}), "epochs": 4, "warmup": "10 percent", "optimizer": optimizer}
     return ConfigDict(made)
 
 
@@ -52,7 +52,7 @@ def get_config(arg="single_adapter"):
     config.model = ConfigDict()
     config.model.name = "tiny_bart"  # or tiny_t5, bart-base, t5-base, flan-t5-base, a hub id, a directory
     config.model.visual_tokens = 0  # a square number to which grids of features are pooled; 0: as many as there are
-    config.model.dropout = 0.0  # in training, to halve the time of a step; -1: the checkpoint's
+    config.model.dropout = -1.0  # in training; -1: the checkpoint's
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
     config.model.param_dtype = "float32"  # of the frozen weights
     config.model.remat = False
