@@ -57,7 +57,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_numbers(whole, tmp_path
 
 
 SWEEP = (
-    "--configs", "configs/digits.py,configs/textures.py", "--methods", "tip_adapter,taskres", "--shots", "1,2",
+    "--configs", "configs/digits.py", "--methods", "tip_adapter,taskres", "--shots", "1,2",
     "--seeds", "2", "--protocols", "few_shot", "--config.recipe.taskres.epochs=6", "--config.checkpoint_every=2",
 )  # fmt: skip
 
@@ -68,15 +68,15 @@ def test_a_sweep_killed_at_random_moments_goes_on_to_the_same_numbers(tmp_path):
     for name in ("whole", "cut"):
         run, moments = tmp_path / name, random.Random(1)
         go = functools.partial(start, run, *SWEEP, verb="sweep", XDG_CACHE_HOME=str(tmp_path / f"{name}-cache"))
-        for _ in range(KILLS if name == "cut" else 0):
+        for _ in range(KILLS // 2 if name == "cut" else 0):  # there are fewer kinds of moments than in a training
             process = go()
-            time.sleep(moments.uniform(3, 15))
+            time.sleep(moments.uniform(3, 12))
             process.kill()
             process.wait()
         assert go().wait() == 0, (tmp_path / f"{name}.log").read_text()
         rows = [line.rpartition(",")[0] for line in (run / "results.csv").read_text().splitlines()]  # without seconds
         figures.append((rows, tuned(run)))
-    assert figures[0] == figures[1] and len(figures[0][1]) == 2 * 2 * 2 * 2
+    assert figures[0] == figures[1] and len(figures[0][1]) == 2 * 2 * 2
 
 
 def small_files_only():
