@@ -130,14 +130,14 @@ def encodings(row, train, monkeypatch):
     key = jax.random.key(0)
     v = jax.eval_shape(start, key, model, consts)
     count = {"image": 0, "text": 0}
-    for tower in count:
-        real = getattr(Clip, tower)
+    for name in ("image", "text", "text_behind"):
+        real, tower = getattr(Clip, name), name.partition("_")[0]
 
         def counted(*args, real=real, tower=tower, **kwargs):
             count[tower] += 1
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(Clip, tower, counted)
+        monkeypatch.setattr(Clip, name, counted)
     apply = lambda v, c, b: method.apply(v, methods.tuned(model, v), c, b, key, train)
     jax.eval_shape(apply, v, consts, batch_shapes(model))
     return count["image"], count["text"]

@@ -314,7 +314,7 @@ def test_a_method_from_outside_the_package_as_the_readme_shows_it(tmp_path, monk
     (tmp_path / "lab" / "scales.py").write_text(text.split("```python\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(METHODS, "scales", ("lab.scales", {"start": 0.5}))
-    _, model, _, start, _, losses, _ = fit("scales")
+    _, model, _, start, _, losses, *_ = fit("scales")
     assert (np.asarray(start["train"]["scale"]) == 0.5).all() and losses[-1].mean() < losses[0].mean()
     with pytest.raises(UserError, match="hyper-parameter of lab.scales"):
         methods.make("lab.scales", begin=1.0)
