@@ -154,7 +154,7 @@ def test_to_look_up_what_is_drawn_nothing_is_drawn(encode, monkeypatch, name):
     after, n, _ = encode(test)
     assert n == 0 and (after == before).all()
     monkeypatch.undo()
-    monkeypatch.setattr(embedded, "_drawn_by", lambda: "other code")
+    monkeypatch.setattr(embedded, "drawn_by", lambda: "other code")
     assert encode(test)[1] == 6
 
 
