@@ -125,7 +125,6 @@ def test_what_is_refused(tmp_path, pictures):
     run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--model", "tiny_clip")
 
 
-@pytest.mark.skipif("tiny_bart" not in zoo.PACKAGED, reason="the tiny language models are not in this package")
 def test_answers_to_texts(tmp_path, pictures):
     visual = Visual(width=128, tokens=16)
     loaded = zoo.load_seq("tiny_bart", visual=visual, seed=1)
