@@ -24,7 +24,7 @@ def recipe(name):
     """The settings of a variant: hyper-parameters, epochs, warm-up, optimiser."""
     file, hyper = PUBLISHED[name]
     optimizer = {"lr": RATES.get(name, 3e-3), "wd": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-6, "clip": 5.0}
-    made = {"hyper": hyper | SIZES.get(file, {}), "epochs": 2, "warmup": "10 percent", "optimizer": optimizer}
+    made = {"hyper": hyper | SIZES.get(file, {}), "epochs": 2.0, "warmup": "10 percent", "optimizer": optimizer}
     return ConfigDict(made)
 
 

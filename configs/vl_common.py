@@ -32,7 +32,7 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.data.pictures = ""  # their folder; "": images or videos below the root
     config.data.bad = "stop"  # at an entry that cannot be used; or "skip" and count it
     config.data.java = True  # METEOR and SPICE, where they can be had
-    config.data.length = 0  # at most so many tokens of input; 0: as published
+    config.data.length, config.data.target_length = 0, 0  # at most so many tokens; 0: as published
     config.data.options = ConfigDict()  # of single readers: {"vqa": {"split": "official"}}
     config.data.scenes = 0.0  # share of the embedded world's sizes that is written below the root; 0: nothing is
     config.data.workers = 0
@@ -58,7 +58,7 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.shardings = ()  # rules that go before those of vlmx/shard.py: ("model/...", layout), ("tuned/...", layout)
     config.recipe = ConfigDict({name: recipe(name) for name in names})
     for r in config.recipe.values():
-        r.epochs = epochs
+        r.epochs = float(epochs)
     for key, value in given.items():
         _set(config, key, literal(value) if isinstance(value, str) else value)
     if smoke:
@@ -66,7 +66,7 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
         config.batches, config.data.java = ConfigDict(), False
         config.data.scenes = min(config.data.scenes, 0.01)
         for r in config.recipe.values():
-            r.epochs = 1
+            r.epochs = 1.0
     return config
 
 
@@ -75,7 +75,7 @@ def published(rates, usual):
 
     def recipe(name):
         optimizer = {"lr": rates.get(name, usual), "wd": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-6, "clip": 5.0}
-        return ConfigDict({"hyper": PUBLISHED[name][1], "epochs": 1, "warmup": "10 percent", "optimizer": optimizer})
+        return ConfigDict({"hyper": PUBLISHED[name][1], "epochs": 1.0, "warmup": "10 percent", "optimizer": optimizer})
 
     return recipe
 
@@ -93,7 +93,7 @@ def _set(config, key, value):
         config[key] = value
     elif key in ("epochs", "lr"):
         for r in config.recipe.values():
-            (r if key == "epochs" else r.optimizer).update({key: type(r.get(key, 0.0))(value)})
+            (r if key == "epochs" else r.optimizer).update({key: float(value)})
     elif owners:
         for r in owners:
             r.hyper[key] = value

@@ -2,9 +2,9 @@
 
 What vlmx/data/vl.py asks of a reader. config.data: `root`, the folder of the annotation files; `features`, paths of
 files or folders of features (vl_features.py), or (): the pictures in `pictures` are encoded; `bad`, "stop" or "skip";
-`java`, metrics that need it; `length`, at most so many tokens of input, 0: as published; `options`, {task: {argument
-of its reader: value}}; `scenes`, share of the embedded world's sizes: pictures and annotations are written below `root`
-first, 0: none are.
+`java`, metrics that need it; `length`, `target_length`, at most so many tokens of input and of target, 0: as published;
+`options`, {task: {argument of its reader: value}}; `scenes`, share of the embedded world's sizes: pictures and
+annotations are written below `root` first, 0: none are.
 """
 
 from pathlib import Path
@@ -32,7 +32,8 @@ def load(name: str, data) -> Task:
     if name in vl_forms.VIDEO_TEXT or name == "caption":
         options["java"] = data.get("java", True)
     task = (videos if name in vl_forms.VIDEO_TEXT else image_text).load(name, data["root"], **options)
-    return task._replace(length=min(task.length, data.get("length") or task.length))
+    at_most = lambda field, n: min(getattr(task, field), data.get(n) or getattr(task, field))
+    return task._replace(length=at_most("length", "length"), target_length=at_most("target_length", "target_length"))
 
 
 def features(data, video=False):
