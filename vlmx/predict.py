@@ -24,7 +24,7 @@ from vlmx import checkpoint, files, shard, variant
 from vlmx import method as methods
 from vlmx.data import pipeline, transforms
 from vlmx.data.task import split
-from vlmx.errors import UserError
+from vlmx.errors import UserError, unknown
 from vlmx.models import zoo
 
 TOP = 5
@@ -69,28 +69,41 @@ class Classifier:
         else:
             consts = method.setup(loaded.model, task(self.classes))
         self.v, self.model, self.consts, self.upright = v, loaded.model, consts, meta.get("upright", False)
-        self.apply = jax.jit(functools.partial(_probabilities, method.apply))
+        self.apply = jax.jit(functools.partial(_outputs, method.apply))
         size = loaded.model.config.vision.image_size
         self.transform = functools.partial(transforms.center, size=size)
         try:
-            jax.eval_shape(self.apply, v, loaded.model, consts, np.zeros((1, size, size, 3), np.uint8))
+            one = np.zeros((1, size, size, 3), np.uint8)
+            said = jax.eval_shape(self.apply, v, loaded.model, consts, one)
+            self.says = tuple(name for name, a in said.items() if a.shape[:1] == (1,))
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f"{folder}/tuned.safetensors does not fit {meta['method']}: {e}") from e
 
     def __call__(self, paths, batch=32):
         """Probabilities `(n, C)` float32 of picture files, NaN for those that cannot be read, and why: [Bad]."""
-        p, bad = np.full((len(paths), len(self.classes)), np.nan, np.float32), []
-        batch = min(batch, len(paths))
+        said, bad = self.outputs(paths, ("logits",), batch)
+        return np.asarray(jax.nn.softmax(said["logits"])), bad
+
+    def outputs(self, paths, names, batch=32):
+        """What the method computes on the way, of the pictures: {name: `(n, ...)` float32}, with NaN for those that
+        cannot be read, and why: [Bad]. `names`: some of `self.says`, what its `apply` returns for each image; UserError
+        for others."""
+        for name in names:
+            if name not in self.says:
+                raise unknown("output of this method", name, self.says)
+        said, bad, batch = {}, [], min(batch, len(paths))
         part = split("", list(map(str, paths)), [0] * len(paths))
         for b in pipeline.eval_batches(part, self.transform, batch, upright=self.upright, bad=bad):
             real = b["weight"] > 0
-            p[b["index"][real]] = np.asarray(self.apply(self.v, self.model, self.consts, b["image"]))[real]
-        return p, bad
+            out = self.apply(self.v, self.model, self.consts, b["image"])
+            for name in names:
+                rows = np.full((len(paths), *out[name].shape[1:]), np.nan, np.float32)
+                said.setdefault(name, rows)[b["index"][real]] = np.asarray(out[name])[real]
+        return said, bad
 
 
-def _probabilities(apply, v, model, consts, images):
-    logits = apply(v, methods.tuned(model, v), consts, {"image": images}, None, False)["logits"]
-    return jax.nn.softmax(logits)
+def _outputs(apply, v, model, consts, images):
+    return apply(v, methods.tuned(model, v), consts, {"image": images}, None, False)
 
 
 def _whole(tree, like):
