@@ -7,6 +7,7 @@ import base64
 import io
 import math
 import os
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -202,14 +203,15 @@ def alpha_dots(axes, parts, against, names=False):
 
 
 def gallery(pictures, captions, columns=8):
-    """Figure of pictures (paths, PIL images or uint8 arrays) in rows of `columns`, a caption over each."""
-    rows = -(-len(pictures) // columns)
-    lines = max(str(caption).count("\n") + 1 for caption in captions)
+    """Figure of pictures (paths, PIL images or uint8 arrays) in rows of `columns`, a caption over each, in lines that
+    fit."""
+    wrapped = ["\n".join(textwrap.fill(line, 20) for line in caption.split("\n")) for caption in captions]
+    rows, lines = -(-len(pictures) // columns), max(caption.count("\n") + 1 for caption in wrapped)
     figure = Figure(figsize=(1.3 * columns, (1.3 + 0.16 * lines) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for one in axes:
         one.axis("off")
-    for one, picture, caption in zip(axes, pictures, captions):
+    for one, picture, caption in zip(axes, pictures, wrapped):
         image = Image.open(picture).convert("RGB") if isinstance(picture, (str, os.PathLike)) else picture
         one.imshow(image, cmap="gray", vmin=0, vmax=255)
         one.set_title(caption, fontsize=8, parse_math=False)
