@@ -6,7 +6,7 @@ import inspect
 
 from ml_collections import ConfigDict
 
-from configs.common import literal, parse
+from configs.common import features, literal, parse
 from vlmx.errors import unknown
 from vlmx.variant import PUBLISHED
 
@@ -46,6 +46,7 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.model.param_dtype = "float32"  # of the frozen weights
     config.model.remat = False
 
+    config.features = features()
     config.batch = batch
     config.batches = ConfigDict(batches or {})  # of single tasks
     config.temperature = 1.0  # of the mixing of tasks: 1 in proportion to their sizes, large: all alike
