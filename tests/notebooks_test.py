@@ -42,6 +42,15 @@ def test_as_they_lie_in_git(name):
     assert len(re.findall(r"^MODEL = ", rest, re.M)) == 1, "one variable switches to real weights"
 
 
+def test_a_persons_error_is_a_line_in_a_notebook(tmp_path):
+    wrong = "from vlmx.data import own\nown.folder({'root': 'my_images'}, '.')"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(wrong)])
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, allow_errors=True, kernel_name="python3", resources=where).execute()
+    (output,) = notebook.cells[0].outputs
+    assert "\n".join(output.traceback).startswith("error: data.root: there is no folder my_images.")
+
+
 @pytest.mark.parametrize("name", PROMISED)
 def test_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     # As a person's session, with one device. Programs that are not optimised are sooner there, but for those that run
