@@ -51,6 +51,9 @@ setup(
     ],
     extras_require={
         "test": [
+            "ipykernel>=7.4.0",  # with nbclient and nbformat, for launch/colab
+            "nbclient>=0.11.0",
+            "nbformat>=5.11.1",
             "pytest>=9.2.0",
             "pytest-xdist>=3.8.0",
             "ruff>=0.17.6",

@@ -6,8 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from vlmx.data import embedded, tokenizer
+from vlmx.data import embedded, task, tokenizer
 from vlmx.models import convert
 from vlmx.models.clip import Clip
 from vlmx.pretrain import zero_shot
@@ -39,6 +40,21 @@ def test_digits_are_all_of_the_real_ones_once():
     index = [i for split in (dataset.train, dataset.val, dataset.test) for i in split.images.index]
     assert sorted(index) == list(range(1797))
     assert [len(s.images) for s in (dataset.train, dataset.val, dataset.test)] == [896, 357, 544]
+
+
+def test_written_as_peoples_own_images(tmp_path):
+    embedded.write("digits", tmp_path / "d")
+    dataset = embedded.load("digits")
+    got = task.load({"name": "folder", "root": tmp_path / "d"}, tmp_path / "work")
+    assert sorted(got.classnames) == sorted(dataset.classnames)
+    for part in ("train", "val", "test"):
+        mine, his = getattr(got, part), getattr(dataset, part)
+        path = tmp_path / "d" / part / dataset.classnames[his.labels[5]] / "0005.png"
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), his.images[5])
+        assert len(mine.labels) == len(his.labels) and str(path) in list(mine.images)
+    path.write_bytes(b"mine")
+    embedded.write("digits", tmp_path / "d")
+    assert path.read_bytes() == b"mine", "files that exist stay"
 
 
 def test_images_of_different_splits_differ():

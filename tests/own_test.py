@@ -109,6 +109,13 @@ def test_wrong_folders(tmp_path):
         load(tmp_path)
 
 
+def test_what_is_in_a_zip_of_a_folder(tmp_path):
+    folders(tmp_path / "data/my images", {"a": 3, "b": 3})
+    (tmp_path / "data/__MACOSX/my images").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds one folder, of 2: did you mean data.root=.*data/my images?"):
+        load(tmp_path)
+
+
 def test_classes_that_are_only_in_test(tmp_path):
     folders(tmp_path / "data", {"cat": 2, "dog": 2}, "train")
     folders(tmp_path / "data", {"cat": 2, "dogs": 2}, "test")

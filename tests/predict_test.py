@@ -15,6 +15,7 @@ from vlmx.data import scene_text, scenes
 from vlmx.errors import UserError
 from vlmx.models import zoo
 from vlmx.models.vlseq import Visual
+from vlmx.modules import retrieval
 
 CLASSES = ("red circle", "blue star", "green cross")
 HYPER = {"coop": {"n_ctx": 2}, "linear_probe": {}}
@@ -90,6 +91,33 @@ def test_other_classes(tmp_path, pictures):
     assert two["classes"]["blue star"] / two["classes"]["red circle"] == pytest.approx(odds, rel=1e-2)
     with pytest.raises(UserError, match="linear_probe has nothing for classes it was not tuned on: cat"):
         run("--checkpoint", tmp_path / "l", "--image", pictures[0], "--classes", "cat,red circle")
+
+
+def test_what_a_method_computes_on_the_way(tmp_path, pictures):
+    loaded, m = tiny(), method.make("tip_adapter", search_step=(0, 0))
+    task = method.Task(CLASSES, ("a photo of a {}.",), ("a photo of a {}.",), loaded.tokenizer)
+    images = np.stack([np.asarray(Image.open(p)) for p in pictures])
+    keys = np.asarray(jax.jit(loaded.model.image)(images))
+    v = m.init(jax.random.key(0), loaded.model, m.setup(loaded.model, task), {"features": keys, "label": jnp.arange(3)})
+    of = {"method": "tip_adapter", "hyper": {}, "backbone": loaded.digest, "classes": list(CLASSES)}
+    about = {"model": "tiny_clip", "templates": ["a photo of a {}."], "ensemble": [], "upright": False}
+    checkpoint.export(tmp_path / "c", jax.tree.map(np.asarray, v), of | about)
+    (tmp_path / "bad.png").write_bytes(b"")
+    model = predict.Classifier(tmp_path / "c")
+    assert set(model.says) == {"logits", "zero", "affinity_image"}
+    paths = [*pictures, tmp_path / "bad.png"]
+    said, bad = model.outputs(paths, model.says, batch=3)
+    assert [b.index for b in bad] == [3] and all(np.isnan(a[3]).all() for a in said.values())
+    np.testing.assert_allclose(np.diag(said["affinity_image"][:3]), 1, rtol=1e-5)  # each is its own key
+    cache = retrieval.read(said["affinity_image"][:3], v["fixed"]["label"], v["fixed"]["beta"], 3)
+    want = said["zero"][:3] + v["fixed"]["alpha"] * cache
+    np.testing.assert_allclose(said["logits"][:3], want, rtol=1e-5)
+    p, _ = model(paths)
+    np.testing.assert_allclose(p[:3], jax.nn.softmax(want), atol=1e-6)
+    with pytest.raises(UserError, match="output of this method"):
+        model.outputs(paths, ("affinity",))
+    exported(tmp_path / "coop", "coop")
+    assert "logits" in (says := predict.Classifier(tmp_path / "coop").says) and "text_features" not in says
 
 
 def test_many_pictures_from_a_file(tmp_path, pictures):

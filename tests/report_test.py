@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from vlmx import report
+from vlmx import charts, report
 from vlmx.errors import UserError
 from vlmx.metrics import accuracy
 
@@ -120,6 +121,29 @@ def test_names_are_escaped_and_never_read_as_formulas(tmp_path, results):
     page = write(tmp_path, results)
     assert "<b>cat" not in page and "&lt;b&gt;cat&lt;/b&gt;" in page and "<script" not in page
     assert "$dog_1$" in page and "ж" in page
+
+
+def test_pictures_with_captions(tmp_path):
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "a.png")
+    captions = ["$_ is no formula", "a line that is longer than its picture is wide", "two\nlines"]
+    figure = charts.gallery([tmp_path / "a.png", np.zeros((4, 4), np.uint8), Image.new("RGB", (4, 4))], captions, 2)
+    assert [bool(axes.images) for axes in figure.axes] == [True, True, True, False]
+    assert tuple(figure.axes[0].images[0].get_array()[0, 0]) == (255, 0, 0)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0] == captions[0] and titles[1].replace("\n", " ") == captions[1] and titles[1].count("\n") == 2
+    figure.savefig(tmp_path / "drawn.png")
+
+
+def test_alpha_of_classes_with_their_names():
+    part = {"classes": ["cat", "dog", "cow"], "alpha": [1.0, 0.5, 0.2], "diff_avg": [0.1, 0.2, 0.3]}
+    part |= {"per_class": [50.0, 25.0, 0.0], "difficulty": 0.8}
+    found = {}
+    for against in charts.AGAINST:
+        axes = Figure().subplots()
+        charts.alpha_dots(axes, {"new": part}, against, names=True)
+        found[against] = {text.get_text(): tuple(np.round(text.xy, 3)) for text in axes.texts}
+    assert found["distance"] == {"cat": (0.1, 1.0), "dog": (0.2, 0.5), "cow": (0.3, 0.2)}
+    assert found["difficulty"] == {"cat": (0.667, 1.0), "dog": (1.333, 0.5)}, "of no accuracy there is no difficulty"
 
 
 def test_ids_of_drawings_do_not_clash(tmp_path, results):

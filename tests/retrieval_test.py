@@ -256,6 +256,18 @@ def test_without_the_cache_it_is_zero_shot(name):
     np.testing.assert_allclose(method.apply(v, model, consts, batch)["logits"], want, rtol=1e-5, atol=1e-5)
 
 
+def test_what_xmadapter_says_beside_the_logits():
+    method, model, consts, v, batch = made("xmadapter", 0.05)
+    out = method.apply(v, model, consts, batch)
+    share, label = jax.nn.sigmoid(v["train"]["gamma"]), v["fixed"]["label"]
+    affinity = share * out["affinity_image"] + (1 - share) * out["affinity_text"]
+    cache = retrieval.read(affinity, label, v["fixed"]["beta"], out["zero"].shape[1])
+    np.testing.assert_allclose(out["logits"], out["zero"] + v["fixed"]["alpha"] * cache, rtol=1e-5, atol=1e-5)
+    assert out["hard"].shape == batch["label"].shape
+    method, model, consts, v, batch = made("xmadapter", 0.05, gamma=0.0)
+    assert method.apply(v, model, consts, batch).keys() == {"logits", "zero", "affinity_text", "hard"}
+
+
 def test_hard_samples_are_those_of_which_the_caches_disagree_and_weights_have_mean_one():
     method, model, consts, v, batch = made("xmadapter", 0.05, lam=3.0, hard_scale=20.0)
     batch["weight"] = jnp.asarray([1, 1, 1, 1, 1, 1, 0, 0], jnp.float32)

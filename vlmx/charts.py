@@ -6,6 +6,8 @@ Everything stands in the page itself, in its ink and font; matplotlib without py
 import base64
 import io
 import math
+import os
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -170,26 +172,50 @@ def few_shot_picture(tables, colours):
     return buffer.getvalue()
 
 
+AGAINST = {"distance": "mean distance from the classes trained on", "difficulty": "relative transfer difficulty"}
+
+
 def alpha(parts, against, salt):
-    """Inline SVG: alpha of each class, a dot, and of each part of the test, a diamond at the means, against the mean
-    distance from those trained on or against their relative transfer difficulty."""
+    """Inline SVG of `alpha_dots`."""
+    return _svg(lambda axes: alpha_dots(axes, parts, against), AGAINST[against], "alpha", salt)
 
-    def draw(axes):
-        for i, (part, a) in enumerate(parts.items()):
-            values, style = np.array(a["alpha"]), {"color": COLOURS[i % len(COLOURS)]}
-            if against == "distance":
-                x, whole = np.array(a["diff_avg"]), np.mean(a["diff_avg"])
-            else:  # a class of which no image is right has no difficulty, and is left out
-                accuracy = np.array(a["per_class"], np.float64)
-                x = 100 / len(values) / np.where(accuracy > 0, accuracy, np.nan)
-                whole = np.nan if a["difficulty"] is None else a["difficulty"]
-            axes.scatter(x, values, s=22, alpha=0.6, linewidths=0, **style)
-            axes.scatter([whole], [values.mean()], s=60, marker="D", label=PARTS.get(part, part), **style)
-        axes.set_ylim(-0.03, 1.06)
-        axes.legend(fontsize=8, frameon=False)
 
-    xlabel = {"distance": "mean distance from the classes trained on", "difficulty": "relative transfer difficulty"}
-    return _svg(draw, xlabel[against], "alpha", salt)
+def alpha_dots(axes, parts, against, names=False):
+    """Draw alpha of each class, a dot, and of each part of the test, a diamond at the means, against a key of AGAINST.
+    `parts`: a run's "adaptation". names: beside the dots."""
+    for i, (part, a) in enumerate(parts.items()):
+        values, style = np.array(a["alpha"]), {"color": COLOURS[i % len(COLOURS)]}
+        if against == "distance":
+            x, whole = np.array(a["diff_avg"]), np.mean(a["diff_avg"])
+        else:  # a class of which no image is right has no difficulty, and is left out
+            accuracy = np.array(a["per_class"], np.float64)
+            x = 100 / len(values) / np.where(accuracy > 0, accuracy, np.nan)
+            whole = np.nan if a["difficulty"] is None else a["difficulty"]
+        axes.scatter(x, values, s=22, alpha=0.6, linewidths=0, **style)
+        axes.scatter([whole], [values.mean()], s=60, marker="D", label=PARTS.get(part, part), **style)
+        for rank, c in enumerate(np.argsort(x) if names else ()):
+            if np.isfinite(x[c]):  # in turn above and below: neighbours' names would lie on each other
+                at, offset = (x[c], values[c]), (0, 5 if rank % 2 else -11)
+                text = {"ha": "center", "fontsize": 7, "parse_math": False}
+                axes.annotate(a["classes"][c], at, offset, textcoords="offset points", **text)
+    axes.set_ylim(-0.03, 1.06)
+    axes.legend(fontsize=8, frameon=False)
+
+
+def gallery(pictures, captions, columns=8):
+    """Figure of pictures (paths, PIL images or uint8 arrays) in rows of `columns`, a caption over each, in lines that
+    fit."""
+    wrapped = ["\n".join(textwrap.fill(line, 20) for line in caption.split("\n")) for caption in captions]
+    rows, lines = -(-len(pictures) // columns), max(caption.count("\n") + 1 for caption in wrapped)
+    figure = Figure(figsize=(1.3 * columns, (1.3 + 0.16 * lines) * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for one in axes:
+        one.axis("off")
+    for one, picture, caption in zip(axes, pictures, wrapped):
+        image = Image.open(picture).convert("RGB") if isinstance(picture, (str, os.PathLike)) else picture
+        one.imshow(image, cmap="gray", vmin=0, vmax=255)
+        one.set_title(caption, fontsize=8, parse_math=False)
+    return figure
 
 
 def alpha_of_tests(cells, colours, salt):

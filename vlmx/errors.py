@@ -9,8 +9,12 @@ WRONG, PREEMPTED, LOST = 2, 75, 76  # the person's error; SIGTERM, and all is sa
 class UserError(ValueError):
     """Something a person can put right: says what is wrong, where, what was expected and what to do.
 
-    `main` prints its text without a traceback and exits with status 2.
+    `main` prints its text without a traceback and exits with status 2; so does a notebook show it.
     """
+
+    def _render_traceback_(self):
+        """IPython shows these lines in place of a traceback."""
+        return [f"error: {self}"]
 
 
 def unknown(what, name, valid):

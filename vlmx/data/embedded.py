@@ -139,6 +139,18 @@ def _digits() -> tuple[Split, Split, Split]:
     )
 
 
+def write(name: str, folder) -> None:
+    """The benchmark's images as people's own lie: folder/{train,val,test}/CLASS/0012.png. Files that exist stay."""
+    dataset = load(name)
+    for part in ("train", "val", "test"):
+        split = getattr(dataset, part)
+        for i, label in enumerate(split.labels):
+            path = Path(folder, part, dataset.classnames[label], f"{i:04d}.png")
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(split.images[i]).save(path)
+
+
 def load(name: str) -> Dataset:
     """The benchmark `name`, one of NAMES."""
     benchmark, _, shift = name.partition("_")

@@ -39,6 +39,8 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
         what = (
             f"no images in {', '.join(empty[:5])}" if empty else f"{len(classes)} class folders, at least 2 are needed"
         )
+        if len(classes) == 1 and len(inner := _folders(root / classes[0])) > 1:  # as in a zip of a folder
+            raise UserError(f"{root} holds one folder, of {len(inner)}: did you mean data.root={root / classes[0]}?")
         raise UserError(f"{root}: {what}.\n{LAYOUT}")
     return _dataset("folder", root, tuple(classes), found, workdir)
 
@@ -54,7 +56,7 @@ def _part(name: str) -> str:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith((".", "__MACOSX")))
 
 
 def _walk(root: Path, part: str, classes: list[str]) -> list[Item]:

@@ -4,7 +4,8 @@ Equations (3) to (5): logits = alpha * exp(-beta (1 - f . keys)) L + s * f . W, 
 images' features as keys and their labels L; nothing is trained. Where an image has several views (section 3.1), its key
 is their mean before it is made of unit length. The paper's s is 100, which is what exp(logit_scale) is in the released
 CLIPs. alpha and beta are searched on validation, as in the released code; without validation images they stay as they
-are in the config. B images, C classes, E feature size, M training images, V views.
+are in the config. `apply` says beside the logits "zero" `(B, C)`, the second term, and "affinity_image" `(B, M)`,
+f . keys. B images, C classes, E feature size, M training images, V views.
 """
 
 import functools
@@ -46,7 +47,7 @@ def build(
 
     def apply(v, model, consts, batch, rng=None, train=False):
         affinity, zero = parts(v, model, consts, batch)
-        return {"logits": with_cache(zero, affinity, v["fixed"], k)}
+        return {"logits": with_cache(zero, affinity, v["fixed"], k), "zero": zero, "affinity_image": affinity}
 
     def finalize(v, model, consts, val):
         return searched(v, *parts(v, model, consts, val)[::-1], val["label"], search_scale, search_step, k)

@@ -14,6 +14,9 @@ No code is public. [paper] marks what its six equations fix, [ours] what they le
    mean of these [ours].
 6. An image meets its own entry in training, as in Tip-Adapter-F; or not, with `mask_self` [ours].
 
+`apply` says beside the logits: "zero" `(B, C)`, the second term of 4; "affinity_image", "affinity_text" `(B, M)`, of
+the caches that there are; "hard" `(B,)`, h.
+
 B images, C classes, D width of the two maps, E feature size, M training images.
 """
 
@@ -92,13 +95,12 @@ def make(
             own = batch["index"][:, None] == jnp.arange(len(v["fixed"]["label"]))
             found = {name: jnp.where(own, -1e6, A) for name, A in found.items()}  # so far away that it says nothing
         zero = tip_adapter.zero_shot_logits(model, f, consts, scale)
-        out = {"logits": tip_adapter.with_cache(zero, both(v, found), v["fixed"], k)}
-        return out | ({"hard": disagreement(v, found, zero.shape[-1])} if train else {})
+        out = {"logits": tip_adapter.with_cache(zero, both(v, found), v["fixed"], k), "zero": zero}
+        out |= {f"affinity_{name}": A for name, A in found.items()}
+        return out | {"hard": disagreement(v, found, zero.shape[-1])}
 
     def loss(out, batch):
         plain, metrics = cross_entropy(out, batch)
-        if "hard" not in out:
-            return plain, metrics
         real, weight = batch["weight"], 1 + lam * out["hard"]
         mean = (real * weight).sum() / jnp.maximum(real.sum(), 1)
         total, _ = cross_entropy(out, batch | {"weight": real * weight / jnp.where(mean > 0, mean, 1)})
