@@ -5,8 +5,9 @@
     python -m vlmx.predict --checkpoint runs/scenes_vl/single_adapter/tuned --image x.jpg --text "vqa: what is it?"
 
 Of a method for CLIP: the likeliest classes with their probabilities. Of a variant of VL-T5 or VL-BART: its answer to
-the text, which begins with the task's prefix (video tasks: ends with it); two pictures for a task of pairs. Many at
-once: --jsonl FILE, lines {"image": path} or {"image": [path, path], "text": text}; each comes back with "classes" or
+the text, which begins with the task's prefix (video tasks: ends with it); two pictures for a task of pairs, a video or
+its frames for one of videos. --attention out.png draws where it looks meanwhile (vlmx/attention.py). Many at once:
+--jsonl FILE, lines {"image": path} or {"image": [path, path], "text": text}; each comes back with "classes" or
 "answer", or "error", on standard output or in --out.
 """
 
@@ -138,55 +139,90 @@ class Answerer:
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
             self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
-        self.clip = zoo.load(tower).model
+        self.clip, self.what = zoo.load(tower).model, config.get("tower", {}).get("what", "grid")
         self.transform = functools.partial(transforms.squash, size=self.clip.config.vision.image_size)
-        self.grid = jax.jit(type(self.clip).grid)
         self.mesh = shard.make_mesh(devices=jax.devices()[:1])
-        self.features = {}
 
-    def task_of(self, text):
-        """(number of the task that a text is for, the text without its prefix). UserError for none of them."""
+    def task_of(self, text, images):
+        """(number of the task that a text about so many images is for, the text without its prefix). UserError for none
+        of them."""
+        number, rest = self._named(text)
+        task = self.tasks[number]
+        if not images or not task.suffix and images != task.images:
+            expected = "a video, or its frames" if task.suffix else "1 picture" if task.images == 1 else "2 pictures"
+            raise UserError(f"{text!r} is asked about {images} pictures; {task.name} is about {expected}.")
+        return number, rest
+
+    def _named(self, text):
         for number, task in enumerate(self.tasks):
             if task.suffix and text.rstrip().endswith(task.prefix.strip()):
                 return number, text.rstrip().removesuffix(task.prefix.strip())
             if not task.suffix and text.startswith(task.prefix.strip()):
                 return number, text.removeprefix(task.prefix.strip()).lstrip()
-        known = ", ".join(repr(task.prefix) for task in self.tasks)
+        known = ", ".join(repr(task.prefix) + " (at its end)" * task.suffix for task in self.tasks)
         raise UserError(f"{text!r} does not say which task it is for; it has to begin with one of {known}.")
 
     def __call__(self, questions):
-        """Answers to [(text, paths)]: a str, or transforms.BadImage of a picture that cannot be read."""
-        from vlmx.data.vl import Example
-        from vlmx.data.vl_batches import Mix
-        from vlmx.vl import World
+        """Answers to [(text, pictures)]: a str, or transforms.BadImage of a picture that cannot be read."""
         from vlmx.vl_predict import predict
 
-        said = [None] * len(questions)
-        by_task = {}
-        for i, (text, paths) in enumerate(questions):
-            number, rest = self.task_of(text)
-            try:
-                for path in paths:
-                    if path not in self.features:
-                        self.features[path] = np.asarray(self.grid(self.clip, self.read(path)))[0]
-                by_task.setdefault(number, []).append((i, Example(str(i), tuple(paths), rest)))
-            except transforms.BadImage as e:
-                said[i] = transforms.BadImage(f"{path}: {e}")
-        prefixes = not self.own and bool(jax.tree.leaves(self.v["train"]["shared"]))
+        by_task, features, said = self.read(questions)
         for number, rows in by_task.items():
             examples = [e for _, e in rows]
-            tasks = tuple(task._replace(test=examples) for task in self.tasks)
-            mix = Mix(tasks, self.words, self.features, (len(rows),) * len(tasks), 0, prefixes)
-            config = ConfigDict({"eval_batch": min(len(rows), 16)})
-            world = World(config, None, self.mesh, tasks, self.features, self.model, self.words, None)
+            world, mix = self.world(number, examples, features)
             answers = predict(world, mix, self.chosen, self.v, number, examples)
-            for (i, _), answer in zip(rows, answers, strict=True):
-                said[i] = answer
-        return said
+            said |= {i: answer for (i, _), answer in zip(rows, answers, strict=True)}
+        return [said[i] for i in range(len(questions))]
 
-    def read(self, path):
-        """uint8 `(1, S, S, 3)`."""
-        return self.transform(transforms.decode(path))[None]
+    def read(self, questions):
+        """({number of a task: [(which question, Example)]}, features `(n, F)` by the names that Examples have,
+        {question: BadImage}) of [(text, pictures)]: paths, bytes or uint8 arrays; of a video its file, or its frames."""
+        from vlmx.data.vl import Example
+        from vlmx.extract import WHAT, encode
+
+        asked, wanted = [], {}
+        for text, refs in questions:
+            number, rest = self.task_of(text, len(refs))
+            video = self.tasks[number].suffix
+            several = [(video, tuple(refs))] if video else [(video, (ref,)) for ref in refs]
+            names = tuple(" ".join(r if isinstance(r, str) else str(id(r)) for r in part) for _, part in several)
+            wanted |= dict(zip(names, several))
+            asked.append((number, Example("", names, rest)))
+
+        def pixels(part):
+            return np.stack([self.transform(picture) for picture in self.pictures(*part)])
+
+        batch = min(len(wanted), 32)
+        features = dict(encode(self.clip, wanted, pixels, WHAT[self.what], batch, self.mesh))
+        by_task, bad = {}, {}
+        for i, (number, example) in enumerate(asked):
+            gone = next((name for name in example.images if isinstance(features[name], Exception)), None)
+            if gone is None:
+                by_task.setdefault(number, []).append((i, example))
+            else:
+                bad[i] = transforms.BadImage(f"{gone}: {features[gone]}")
+        return by_task, features, bad
+
+    def world(self, number, examples, features):
+        """What vl_predict asks for, of examples of one task."""
+        from vlmx.data.vl_batches import Mix
+        from vlmx.data.vl_features import ROWS, Resampled
+        from vlmx.vl import World
+
+        tasks = tuple(task._replace(test=examples) for task in self.tasks)
+        features = Resampled(features, ROWS) if self.tasks[number].suffix else features
+        prefixes = not self.own and bool(jax.tree.leaves(self.v["train"]["shared"]))
+        mix = Mix(tasks, self.words, features, (len(examples),) * len(tasks), 0, prefixes)
+        config = ConfigDict({"eval_batch": min(len(examples), 16)})
+        return World(config, None, self.mesh, tasks, features, self.model, self.words, None), mix
+
+    def pictures(self, video, refs):
+        """PIL images; of a video's file its frames, as many a second as were tuned on. Raises BadImage."""
+        from vlmx.data import video as videos
+
+        if video and len(refs) == 1 and isinstance(refs[0], str) and refs[0].lower().endswith(videos.VIDEOS):
+            return list(videos.frames(refs[0], videos.RATE))
+        return [transforms.decode(ref) for ref in refs]
 
 
 # -------------------------------------------------------------------- the command
@@ -206,7 +242,15 @@ def classify(args, requests):
 
 def answer(args, requests):
     """Rows {"image", "text", "answer"} or {..., "error"}."""
-    said = Answerer(args.checkpoint, args.model, args.tower)([(r["text"], r["image"]) for r in requests])
+    model = Answerer(args.checkpoint, args.model, args.tower)
+    if args.attention:
+        from vlmx import attention
+
+        seen = attention.attend(model, requests[0]["image"], requests[0]["text"])
+        files.write(args.attention, attention.png(seen.figure()))
+        said = [seen.answer]
+    else:
+        said = model([(r["text"], r["image"]) for r in requests])
     for request, a in zip(requests, said, strict=True):
         yield request | ({"error": str(a)} if isinstance(a, Exception) else {"answer": a})
 
@@ -251,6 +295,8 @@ def run(args):
         raise UserError(f'{folder} is of a language model: say what is asked with --text, or "text" in each line.')
     if seq and args.classes:
         raise UserError(f"{folder} is of a language model; --classes are for methods of CLIP.")
+    if args.attention and (not seq or len(requests) > 1):
+        raise UserError("--attention draws one question to a language model: --image and --text, without --jsonl.")
     if not seq and (args.text or any(len(r["image"]) > 1 for r in requests)):
         raise UserError(f"{folder} is of {meta['method']}, which classifies pictures one by one: without --text.")
     rows = list((answer if seq else classify)(args, requests))
@@ -274,6 +320,7 @@ def arguments(argv):
     what.add_argument("--jsonl", metavar="FILE", help="many, a json object a line")
     parser.add_argument("--classes", default="", help="with commas between; default: those that were tuned on")
     parser.add_argument("--text", default="", help="what is asked, as 'vqa: what colour is the circle?'")
+    parser.add_argument("--attention", metavar="FILE.png", help="where the model looks, drawn over the pictures")
     parser.add_argument("--model", help="where the backbone lies, if not where the run found it")
     parser.add_argument("--tower", help="the same of the CLIP behind a language model")
     parser.add_argument("--batch", type=int, default=32, help="pictures at once; default: %(default)s")

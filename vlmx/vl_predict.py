@@ -43,18 +43,19 @@ def how_to_generate(task, own):
     return dataclasses.replace(own, beams=task.beams, max_length=task.answer_length, **more)
 
 
-def _dressed(chosen, model, v, batch):
+def dressed(chosen, model, v, batch):
+    """(the model, the Insert, visual tokens) of a batch's task, see variant.dressed."""
     model, into = variant.dressed(chosen, model, variant.pick(v["train"], batch["task"]), v["fixed"])
     return model, into, model.visual(batch["features"])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(chosen, how, model, v, batch):
-    model, into, vis = _dressed(chosen, model, v, batch)
+    model, into, vis = dressed(chosen, model, v, batch)
     return generate(model, batch["ids"], vis, how, into, real=batch["real"])[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _choose(chosen, words, given, model, v, batch):
-    model, into, vis = _dressed(chosen, model, v, batch)
+    model, into, vis = dressed(chosen, model, v, batch)
     return which(model, batch["ids"], vis, words, given, into, batch["real"])

@@ -17,8 +17,6 @@ from vlmx.data import video_text as videos
 from vlmx.data.vl import Task
 from vlmx.errors import UserError
 
-ROWS = 64  # to which the features of each video are brought
-
 
 def load(name: str, data) -> Task:
     """The task `name`, one of vl_forms.FORMS. UserError as image_text.load and video_text.load."""
@@ -39,7 +37,7 @@ def features(data, video=False):
     """The source of config.data.features, or None where pictures are to be encoded."""
     paths = data.get("features") or ()
     paths = (paths,) if isinstance(paths, str) else tuple(paths)
-    return vl_features.where(*paths, rows=ROWS if video else None) if paths else None
+    return vl_features.where(*paths, rows=vl_features.ROWS if video else None) if paths else None
 
 
 def pictures(data, video=False) -> Path:
@@ -60,7 +58,7 @@ def source(name: str, config):
     where = ["--videos" if video else "--images", pictures(data, video), "--out", out]
     what = ["--model", tower.name, "--what", tower.what, "--dtype", tower.dtype, "--transform", "squash"]
     extract.run(extract.arguments([*map(str, where), *what, "--batch", str(config.eval_batch)]))
-    return vl_features.where(out, rows=ROWS if video else None)
+    return vl_features.where(out, rows=vl_features.ROWS if video else None)
 
 
 def shown(name: str, images, data) -> list:

@@ -12,6 +12,7 @@ from vlmx.errors import UserError
 FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp", ".ogv")
 ANIMATED = (".gif", ".webp", ".png", ".apng")
 VIDEOS = FILMS + ANIMATED
+RATE = 2 / 3  # frames a second, one every 1.5 seconds: as the VALUE benchmark's features
 
 
 def frames(path: str | os.PathLike, rate: float) -> Iterator[Image.Image]:

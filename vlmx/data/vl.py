@@ -36,7 +36,7 @@ class Task(NamedTuple):
     """A task: VL-Adapter (Sung et al. 2022, arXiv 2112.06825), section 4 and appendix.
 
     prefix: of the text, for methods without parameters of each task; `suffix`: it stands behind the text instead (video
-    tasks). length, target_length: tokens of input and of target in training, their ends included. loss: how token
+    tasks). images: of an example, 2 of a pair. length, target_length: tokens of input and of target in training, their ends included. loss: how token
     losses become a batch's: "example" (mean over each example's tokens, then over examples), "score" (times the drawn
     target's score) or "token" (mean over the batch's tokens). choices: the answer is one of these words, by one decoder
     step; (): it is generated, with `beams` beams and at most `answer_length` tokens. score: (predicted texts, examples)
@@ -52,6 +52,7 @@ class Task(NamedTuple):
     length: int = 20
     target_length: int = 20
     suffix: bool = False
+    images: int = 1
     loss: str = "example"
     choices: tuple[str, ...] = ()
     beams: int = 1

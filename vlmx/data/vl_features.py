@@ -17,6 +17,7 @@ from vlmx.errors import UserError
 
 HDF5 = (".h5", ".hdf5")
 ARRAYS = (".npz", ".npy")
+ROWS = 64  # to which the features of each video are brought
 FORMS = """Expected one of
   FILE.h5          with a dataset (N, F) named IMAGE/features, or IMAGE, for each image
   FOLDER/IMAGE.h5  one such file for each image

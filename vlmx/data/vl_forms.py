@@ -14,7 +14,7 @@ IMAGE_TEXT = {
     "vqa": _form("vqa", length=20, target_length=10, loss="score"),
     "gqa": _form("gqa", "gpa: ", length=20, target_length=20),  # so spelled
     # Without a limit there; the longest sentence has fewer words. Of equal answers the first counts.
-    "nlvr": _form("nlvr", length=100, target_length=20, choices=("false", "true")),
+    "nlvr": _form("nlvr", images=2, length=100, target_length=20, choices=("false", "true")),
     "caption": _form("caption", length=40, target_length=40, loss="token", beams=5),
 }
 VIDEO_TEXT = {name: _form(name, **VIDEO) for name in ("tvqa", "how2qa", "tvc", "yc2c")}

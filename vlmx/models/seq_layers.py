@@ -46,7 +46,11 @@ def _uniform(fan_in):
 
 
 class Attention(nn.Module):
-    """Multi-head attention `(R, T, D) -> (R, T, D)`. Taps: {point}/q, /k, /v, /o; `point` is "attn" or "cross"."""
+    """Multi-head attention `(R, T, D) -> (R, T, D)`. Taps: {point}/q, /k, /v, /o; `point` is "attn" or "cross".
+
+    Its weights `(B, N, R // B * T, S)` are sown as "weights": kept where "intermediates" is mutable, else they cost
+    nothing.
+    """
 
     config: Any
     point: str
@@ -86,6 +90,7 @@ class Attention(nn.Module):
         if c.family == "bart":
             scores = scores * c.head_dim**-0.5
         weights = jax.nn.softmax(scores + bias, axis=-1).astype(v.dtype)
+        self.sow("intermediates", "weights", weights)
         weights = nn.Dropout(c.attention_dropout, deterministic=not self.has_rng("dropout"))(weights)
         y = jnp.einsum("BNTS,BNSH->BNTH", weights, v)
         y = y.reshape(B, c.heads, R // B, T, -1).transpose(0, 2, 3, 1, 4).reshape(R, T, inner)
@@ -163,7 +168,7 @@ def blocks(c, layers, decoder, tap):
     """`layers` blocks as one scan over parameters, theta and caches stacked `[L, ...]`."""
     scan = nn.scan(
         nn.remat(Block, prevent_cse=False) if c.remat else Block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
         length=layers,

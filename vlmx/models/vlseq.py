@@ -174,12 +174,20 @@ class VLSeq:
         cache: {"k", "v" `(L, R, N, S, H)`, "cross_k", "cross_v" `(L, B, N, M, H)`, "index": tokens in it}; the cross
         ones are computed where memory is given and read where it is None. memory and seen None: no cross-attention.
         """
+        x, kept = self._decoder(emb, memory, seen, cache, tap, theta, rngs=_rngs(rng))
+        return x, None if cache is None else {**cache, **kept, "index": cache["index"] + emb.shape[1]}
+
+    def cross_attention(self, ids, memory, seen, tap=no_tap, theta=None, cache=None):
+        """Weights `(L, B, N, T, M)` of each layer and head: from the states that predict the tokens behind ids
+        `(B, T)` to the encoder's positions; arguments as of `decode`."""
+        cache = None if cache is None else grow(cache, ids.shape[1])
+        _, sown = self._decoder(self.tokens(ids), memory, seen, cache, tap, theta, mutable="intermediates")
+        return sown["intermediates"]["blocks"]["cross"]["weights"][0]
+
+    def _decoder(self, emb, memory, seen, cache, tap, theta, **how):
         stack, params = Stack(self.config, True, tap), {"params": self.params["decoder"]}
         index, layers = (0, None) if cache is None else (cache["index"], {k: cache[k] for k in cache if k != "index"})
-        x, kept = stack.apply(
-            params, emb, theta, seen, memory=memory, cache=layers, index=index, rngs=_rngs(rng)
-        )  # fmt: skip
-        return x, None if cache is None else {**cache, **kept, "index": index + emb.shape[1]}
+        return stack.apply(params, emb, theta, seen, memory=memory, cache=layers, index=index, **how)
 
     def empty(self, rows, places):
         """A cache for `places` tokens of `rows` rows, with none in it."""
