@@ -26,7 +26,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after
 FREE |= {"opt-barrier", "iota", "domain", "rng-get-and-update-state"}
 SLICES = ("dynamic-slice", "slice", "gather")
 # Custom calls that only name or arrange memory.
-BOOKKEEPING = re.compile(r"AllocateBuffer|ConcatBitcast|Sharding|SPMD\w*|GatherScatterIndices\w*|\w*Pragma\w*")
+BOOKKEEPING = re.compile(r"AllocateBuffer|ConcatBitcast|Sharding|SPMD\w*|\w*Gather\w*Indices\w*|\w*Pragma\w*")
 # Passes of the matrix unit, which multiplies bfloat16, for a product of float32 in this precision.
 PASSES = {"highest": 6, "high": 3}
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
