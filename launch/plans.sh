@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The page of plans, launch/plans.md: every method that trains on ViT-B/16 and ViT-L/14, 32 images a chip, ImageNet's
-# 1,000 classes; every VL-Adapter variant on BART-base and T5-base, 64 questions a chip; in bfloat16.
+# 1,000 classes; every VL-Adapter variant on BART-base and T5-base, 64 examples a chip of the four image-text tasks; in
+# bfloat16.
 #
 #   launch/plans.sh [FOLDER]
 #
@@ -9,23 +10,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/plans}
 slices=v5e-8,v5e-256,v5p-8,v6e-16
-methods=clip_adapter,taskres,tip_adapter_f,coop,vpt,ivlp,maple,promptsrc,apex,clip_lora,full,cocoop
+methods=clip_adapter,taskres,tip_adapter_f,coop,xmadapter,vpt,ivlp,maple,promptsrc,apex,clip_lora,full,cocoop
 common="--topology $slices --train-only --twins --workdir $out"
 half="--config.model.dtype=bfloat16 --config.model.param_dtype=bfloat16"
+vl="--batch-a-chip 64 $half --config configs/image_text.py:all,backbone"
 clip="--batch-a-chip 32 $half --config configs/imagenet.py:$methods,seeds=1,protocols=few_shot,model"
 # shellcheck disable=SC2016 # the inner shell is to expand it
 printf '%s\n' \
   "$common/vit_b16 $clip=ViT-B/16" \
   "$common/vit_l14 $clip=ViT-L/14" \
-  "$common/bart_base --batch-a-chip 64 --variants all --model bart-base" \
-  "$common/t5_base --batch-a-chip 64 --variants all --model t5-base" |
-  xargs -P "${JOBS:-2}" -I{} bash -c '"${PYTHON:-python}" -m vlmx.plan {} || [ $? = 1 ]' # 1: something does not fit
-{
-  echo "# Plans"
-  echo
-  echo "Made by \`launch/plans.sh\`. Every figure is the compiler's or follows from it; see [README.md](README.md)."
-  for run in vit_b16 vit_l14 bart_base t5_base; do
-    echo
-    cat "$out/$run/plan.md"
-  done
-} >launch/plans.md
+  "$common/bart_base $vl=bart-base" \
+  "$common/t5_base $vl=t5-base" |
+  xargs -P "${JOBS:-2}" -I{} bash -c '${PYTHON:-python} -m vlmx.plan {} || [ $? = 1 ]' # 1: something does not fit
+${PYTHON:-python} launch/plans.py "$out" >launch/plans.md

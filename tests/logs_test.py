@@ -131,3 +131,16 @@ def test_say_and_a_bar_without_a_terminal(capsys):
     out, err = capsys.readouterr()
     assert out.endswith("  loading tiny_clip\n")
     assert "coop: 100%" in err and "4/4" in err and "step" in err and "\r" not in err
+
+
+def test_tensorboards_writer_is_opened_without_torch(tmp_path):
+    code = (
+        "import sys\n"
+        "from vlmx import logs\n"
+        "with logs.Logs(sys.argv[1]) as logger:\n"
+        "    logger.begin('r')\n"
+        "    logger.write(1, {'loss': 2.0})\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert list((tmp_path / "tensorboard").rglob("events*"))

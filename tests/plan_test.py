@@ -8,70 +8,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vlmx import abstract, chips, hlo, plan
+from launch import plans
+from vlmx import abstract, chips, fit, hlo, plan, shard, train, variant, vl_abstract
 from vlmx.errors import UserError
 from vlmx.models import zoo
 
-NAMES = "coop,cocoop,vpt,maple,promptsrc,apex,clip_adapter,taskres,tip_adapter_f,clip_lora,full"
-FEW = ("coop", "vpt", "tip_adapter_f", "clip_lora")  # every kind of step; VLMX_TEST_ALL=1: all of them
-B, C, E, SHOTS = 8, 1000, 512, 16  # images of a step, classes, feature size, images a class
+NAMES = "coop,cocoop,vpt,ivlp,maple,promptsrc,apex,clip_adapter,taskres,tip_adapter_f,xmadapter,clip_lora,full"
+FEW = ("coop", "vpt", "xmadapter", "clip_lora")  # every kind of step; VLMX_TEST_ALL=1: all of them
 
 
-# -------------------------------------------------------------------- operations by hand
-def tower(n, T, D, L, train=False, weights=False):
-    """FLOPs of n sequences of T tokens in L blocks of width D: four square maps and two of 4 D, scores and their sum.
-
-    train: and backward to what goes in, where each linear map costs once more and attention, whose both sides depend on
-    it, twice; weights: and to the weights, a linear map's third time.
-    """
-    linear, attention = 2 * n * T * 12 * D**2, 4 * n * T**2 * D
-    return L * (linear * (1 + train + weights) + attention * (1 + 2 * train))
-
-
-def vision(n, extra=0, train=False, weights=False):
-    """The image tower of ViT-B/16: 196 patches of 16 x 16 x 3, the class token, `extra` prompts; the projection."""
-    ends = 2 * n * 196 * 768 * 768 * (1 + weights) + 2 * n * 768 * E * (1 + train + weights)
-    return tower(n, 197 + extra, 768, 12, train, weights) + ends
-
-
-def text(n, T, train=False, weights=False):
-    """Its text tower, 12 blocks of width 512; the projection."""
-    return tower(n, T, 512, 12, train, weights) + 2 * n * 512 * E * (1 + train + weights)
-
-
-def low_rank(n, T, D, r=2, maps=3, L=12):
-    """Low-rank updates: into r and out of it, forward, and both factors' and the input's gradients."""
-    return L * maps * 3 * 2 * n * T * 2 * D * r
-
-
-def by_hand(name, T):
-    """FLOPs of a step of B images among C classes with texts of T tokens."""
-    logits = lambda times: 2 * B * C * E * times  # forward, and backward to one side or to both
-    return {
-        # 63 rows of 17 tokens that all texts begin with and 16 texts' others; the last row is filled up
-        "coop": lambda: (
-            tower(63, 17 + 16 * (T - 17), 512, 12, True) + 2 * 63 * 16 * 512 * E * 2 + vision(B) + logits(2)
-        ),
-        # every class in B texts of its own, computed again in the backward pass, and logits for each image apart
-        "cocoop": lambda: text(B * C, T, True) + text(B * C, T) + vision(B) + logits(3),
-        "vpt": lambda: vision(B, 8, True) + logits(2),
-        "ivlp": lambda: vision(B, 2, True) + text(C, T, True) + logits(3),
-        # 9 layers of 2 vectors go through maps of 512 x 768
-        "maple": lambda: vision(B, 2, True) + text(C, T, True) + logits(3) + 9 * 2 * 2 * 512 * 768 * 3,
-        # beside the prompted towers the frozen one, as the teacher, and its logits
-        "promptsrc": lambda: vision(B, 4, True) + vision(B) + text(C, T, True) + logits(4),
-        "apex": lambda: vision(B, 2, True) + text(C, T, True) + logits(3) + 3 * 2 * C * E**2,
-        "clip_adapter": lambda: vision(B) + logits(2) + 2 * B * 2 * E * E // 4 * 3,
-        "taskres": lambda: vision(B) + logits(2),
-        # affinities with the keys, of which the images' side is frozen; their sum by class is a product with the labels
-        "tip_adapter_f": lambda: vision(B) + logits(1) + 2 * B * SHOTS * C * E * 2 + 2 * B * SHOTS * C * C * 2,
-        "clip_lora": lambda: (
-            vision(B, 0, True) + text(C, T, True) + logits(3) + low_rank(B, 197, 768) + low_rank(C, T, 512)
-        ),
-        "full": lambda: vision(B, 0, True, True) + text(C, T, True, True) + logits(3),
-    }[name]()
-
-
+# -------------------------------------------------------------------- operations, and those counted by hand
 @functools.cache
 def steps():
     """The training steps of every method on ViT-B/16 and ImageNet's classes, on one CPU."""
@@ -79,24 +25,33 @@ def steps():
         f"configs/imagenet.py:{NAMES},seeds=1,protocols=few_shot",
         ("--config.model.dtype=bfloat16", "--config.model.param_dtype=bfloat16"),
     )
-    return {s.name: s for s in abstract.classify(config, jax.devices()[:1], B) if s.kind == "train"}
-
-
-def length(name):
-    """Tokens of the longest prompt: the class name, its context, start, full stop and end."""
-    config = zoo.MODELS["ViT-B/16"].config.text
-    names = abstract.data_of(plan.configured("configs/imagenet.py:coop")).classnames
-    words = abstract.Lengths(config.context, config.vocab)([n.replace("_", " ") for n in names])
-    longest = int((words > 0).sum(1).max()) - 2
-    return longest + (16 if name == "coop" else 4) + 3
+    return {s.name: s for s in abstract.classify(config, jax.devices()[:1], 8) if s.kind == "train"}
 
 
 @pytest.mark.parametrize("name", NAMES.split(",") if "VLMX_TEST_ALL" in os.environ else FEW)
 def test_the_operations_of_a_methods_step_are_those_counted_by_hand(name):
     step = steps()[name]
-    found = hlo.cost(step.lower(*step.arguments).compile().as_text())
+    K, lowered = step.program()
+    found = hlo.cost(lowered.compile().as_text())
+    expected = plans.of_method(name, zoo.MODELS["ViT-B/16"].config, 8, plans.prompt_length(name))
     assert not found.unknown
-    assert found.flops / step.steps == pytest.approx(by_hand(name, length(name)), rel=0.02)
+    assert found.flops / K == pytest.approx(expected, rel=0.02)
+
+
+# -------------------------------------------------------------------- the same of vision and language
+VARIANTS = [(name, size) for name in variant.PUBLISHED for size in ("tiny_bart", "tiny_t5")]
+FEW_VARIANTS = [("single_adapter", "tiny_bart"), ("single_lora", "tiny_bart"), ("single_prompt", "tiny_t5")]
+
+
+@pytest.mark.parametrize("name, size", VARIANTS if "VLMX_TEST_ALL" in os.environ else FEW_VARIANTS)
+def test_the_operations_of_a_variants_step_are_those_counted_by_hand(name, size):
+    config = plan.configured(f"configs/scenes_vl.py:{name},backbone={size},smoke", ["--config.steps_per_call=1"])
+    (step,) = (s for s in vl_abstract.steps(config, jax.devices()[:1]) if s.kind == "train")
+    found = hlo.cost(step.program()[1].compile().as_text())
+    assert not found.unknown
+    c = vl_abstract.backbone(config, shard.make_mesh(None, jax.devices()[:1]), (16, 128))[0].config
+    sizes = {"text": 20, "target": 6, "places": 16, "features": 128, "rank": 16, "length": 10, "hidden": 128}
+    assert found.flops == pytest.approx(plans.of_variant(name, c, 16, **sizes), rel=0.02)
 
 
 # -------------------------------------------------------------------- loops
@@ -116,6 +71,16 @@ def test_a_loops_body_counts_as_often_as_it_runs():
     assert both[0].flops == both[1].flops == 2 * 5 * 2 * 8 * 16 * 16
     assert not both[0].unknown
     assert scanned.cost_analysis()["flops"] < both[0].flops  # XLA's own count has the body once
+
+
+def test_a_loop_that_may_end_early_counts_as_long_as_it_can_last():
+    def f(w, x):
+        go_on = lambda s: (s[0] < 6) & ~(s[1] > 1e6).all()
+        return jax.lax.while_loop(go_on, lambda s: (s[0] + 1, jnp.tanh(s[1] @ w)), (1, x))[1]
+
+    shapes = abstract.of(jnp.float32, 16, 16), abstract.of(jnp.float32, 8, 16)
+    found = hlo.cost(jax.jit(f).lower(*shapes).compile().as_text())
+    assert found.flops == 5 * 2 * 8 * 16 * 16 and not found.unknown
 
 
 def test_a_scanned_backbone_counts_as_the_one_written_out():
@@ -230,6 +195,22 @@ def test_the_command_says_what_a_chip_holds_and_writes_it(here, tmp_path, capsys
     assert plan.main(given) == 0 and (tmp_path / "plan.json").read_text() == before  # what is there stays
 
 
+def test_the_program_is_the_runs_own(here, tmp_path, monkeypatch):
+    named, ran, lower = "configs/digits.py:taskres,seeds=2,shots=(1,2),protocols=few_shot", [], fit.lower
+    fields = ["--config.recipe.taskres.epochs=3", "--config.recipe.taskres.epochs_by_shots=()"]
+
+    def spy(*args):
+        ran.append(lower(*args))
+        return ran[-1]
+
+    monkeypatch.setattr(fit, "lower", spy)
+    config = plan.configured(named, fields)
+    (step,) = (s for s in abstract.classify(config, jax.devices()) if s.kind == "train")  # of all shots and seeds
+    train.run(config, tmp_path)
+    (K, lowered), planned = ran[0], step.program()
+    assert len(ran) == 2 and planned[0] == K == 3 and planned[1].as_text() == lowered.as_text()
+
+
 def test_a_chip_does_the_same_on_slices_of_equal_work(here):
     config = plan.configured(CONFIG[1])
     (two,), (four,) = (
@@ -245,7 +226,7 @@ def test_a_chip_does_the_same_on_slices_of_equal_work(here):
 def test_memory_is_the_compilers_own_account(here):
     config = plan.configured(CONFIG[1])
     (step,) = (s for s in abstract.classify(config, jax.devices(), 24) if s.kind == "train")
-    found, m = plan.measure(step, chips.parse("cpu:8")), step.lower(*step.arguments).compile().memory_analysis()
+    found, m = plan.measure(step, chips.parse("cpu:8")), step.program()[1].compile().memory_analysis()
     account = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     # what the compiler counts, and what lies there beside it: jax does not pass the towers to a step on stored features
     assert found["peak"] == account + m.generated_code_size_in_bytes + found["idle"]
@@ -259,7 +240,7 @@ def test_memory_is_the_compilers_own_account(here):
     [
         (["--topology", "cpu:8", "--config", "configs/digits.py:taskres", "--fit", "batch"], "is not known"),
         (["--topology", "cpu:8", "--config", "configs/digits.py:taskres", "--config.shoots=3"], "shots"),
-        (["--topology", "cpu:8", "--variants", "single_adapte"], "single_adapter"),
+        (["--topology", "cpu:8", "--config", "configs/image_text.py:single_adapte"], "single_adapter"),
         (["--topology", "cpu:8", "--config", "configs/pretrain_clip.py"], "classification"),
     ],
 )
@@ -271,7 +252,7 @@ def fake(kind, size):
     """Plans whose memory grows with the batch of a chip."""
 
     def steps(slice, batch):
-        yield abstract.Step("m", kind, None, 1, batch or 64, 1, {"chips": slice.size}, ())
+        yield abstract.Step("m", kind, None, 1, batch or 64, {"chips": slice.size}, ())
 
     def measure(step, slice):
         used = step.examples / slice.size * chips.GIB
@@ -289,13 +270,16 @@ def test_the_largest_batch_and_the_smallest_slice_that_fit(monkeypatch):
 
 
 def test_what_does_not_fit_is_said_with_what_it_would_take(here, monkeypatch, capsys):
+    class Refused:
+        compile = staticmethod(lambda: refuse())
+
     def refuse():
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
             "Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
         )
 
-    step = abstract.Step("m", "train", refuse, 1, 64, 1, {}, ())
+    step = abstract.Step("m", "train", lambda: (1, Refused), 1, 64, {}, ())
     found = plan.measure(step, chips.parse("v5e-8"))
     assert found["fits"] is False and found["peak"] == 20.5 * chips.GIB
     assert "20.50 of 16" in plan.table([found]) and "NO" in plan.table([found])

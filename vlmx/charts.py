@@ -249,9 +249,8 @@ def memory(plans):
             if plan["limit"]:
                 axes.plot([plan["limit"] / 2**30] * 2, [y - 0.4, y + 0.4], color=INK, linewidth=1.5)
         axes.set_yticks(at, [f"{plan['step']}, {plan['topology']}" for plan in plans], fontsize=8)
-        axes.legend(
-            fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.5 / len(plans) - 0.12), ncols=3
-        )
+        axes.set_ylim(-0.6, len(plans) - 0.4)
+        axes.figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)
 
     return _svg(draw, "GiB a chip; a line where its memory ends", "", "memory", (7.5, 1.6 + 0.24 * len(plans)))
 
@@ -261,18 +260,18 @@ def roofline(plans):
     memory; the roof of each kind of chip, and on or under it every step."""
     kinds = list(dict.fromkeys(plan["topology"].partition(":")[0] for plan in plans if "seconds" in plan))
     steps = list(dict.fromkeys(plan["step"] for plan in plans if "seconds" in plan))
+    shown = [plan for plan in plans if plan.get("bytes") and plan.get("flops") and "seconds" in plan]
+    x = np.geomspace(min([10, *(plan["passes"] / plan["bytes"] for plan in shown)]), 1e4, 200)
 
     def draw(axes):
         for kind, colour in zip(kinds, COLOURS):
             chip = chips.CHIPS[kind]
-            x = np.geomspace(1, 1e4, 200)
             axes.plot(x, np.minimum(chip.flops, x * chip.bandwidth) / 1e12, color=colour, linewidth=1.2, label=kind)
-        for plan in plans:
-            if plan.get("bytes") and plan.get("flops") and "seconds" in plan:
-                kind = plan["topology"].partition(":")[0]
-                at = plan["passes"] / plan["bytes"], plan["passes"] / plan["step_seconds"] / 1e12
-                axes.scatter(*at, s=14, color=COLOURS[kinds.index(kind) % len(COLOURS)])
-                axes.annotate(str(1 + steps.index(plan["step"])), at, (2, -8), textcoords="offset points", fontsize=6)
+        for plan in shown:
+            kind = plan["topology"].partition(":")[0]
+            at = plan["passes"] / plan["bytes"], plan["passes"] / plan["step_seconds"] / 1e12
+            axes.scatter(*at, s=14, color=COLOURS[kinds.index(kind) % len(COLOURS)])
+            axes.annotate(str(1 + steps.index(plan["step"])), at, (2, -8), textcoords="offset points", fontsize=6)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.plot([], [], " ", label="\n".join(f"{i} {name}" for i, name in enumerate(steps, 1)))

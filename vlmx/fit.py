@@ -7,7 +7,6 @@ S draws, B images of a batch, M training images of a draw, E feature size, K ste
 """
 
 import functools
-import itertools
 import os
 
 import jax
@@ -90,20 +89,11 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
 
     # ---- the program: as many steps a call as are worth it, unless the config says how many
     steps = train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
-    most = min(total, 1 if streamed else 10 if pixels else config.steps_per_call or config.checkpoint_every)
     stream = functools.partial(pixel_stream if streamed else index_stream, world, labels, draws, length, done)
     keys = shard.place(keys, where["in_shardings"][-1])
-    while done < total:
-        K = max(k for k in range(1, most + 1) if total % k == done % k == 0)  # another session had another
-        batches = stream(K)
-        first = next(batches)
-        lowered = steps.lower(state, world.model, consts, support, first, keys)
-        cost = lowered.cost_analysis() or {}
-        fits = max(1, int(CALL.get(jax.default_backend(), ELSEWHERE) / max(cost.get("flops", 0), 1)))
-        if K == 1 or config.steps_per_call or K <= fits:
-            break
-        most = fits
     if done < total:
+        K, lowered = lower(config, mesh, steps, length, (state, world.model, consts, support, keys), done)
+        batches, cost = stream(K), lowered.cost_analysis() or {}
         program = lowered.compile()
         if len(draws) > mesh.shape["seed"] and cost.get("bytes accessed", 0) > memory() and needs(program) > memory():
             half = -(-len(draws) // 2 // mesh.shape["seed"]) * mesh.shape["seed"]
@@ -146,7 +136,7 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
         seeds = tuple(draw.seed for draw in draws)
         every, skip = config.checkpoint_every, config.nonfinite == "skip"
         plan = loop.Steps(run, total, K, call, note, seeds, checkpoints, every, meta, skip, keep)
-        state = loop.go(plan, state, itertools.chain([first], batches), done, mesh)
+        state = loop.go(plan, state, batches, done, mesh)
     checkpoints.close()
     logger.close()
     if not best:
@@ -223,6 +213,27 @@ def memory():
     return 0.9 * (limit or host)
 
 
+def lower(config, mesh, steps, length, arguments, done=0):
+    """(K, the lowered call of K steps): as many as are worth it, unless the config says how many.
+
+    Args: steps: of `train_steps`. arguments: its (state, model, consts, support, keys), arrays or their shapes. done:
+    how many steps were made by a session before, which may have had another K.
+    """
+    state, model, consts, support, keys = arguments
+    streamed, side = support is None, model.config.vision.image_size
+    most = 1 if streamed else 10 if "image" in support else config.steps_per_call or config.checkpoint_every
+    while True:
+        K = loop.divisor(length.total, most, done)
+        xs = batch_shapes(mesh, K, keys.shape[0], length.batch, side if streamed else 0)
+        lowered = steps.lower(state, model, consts, support, xs, keys)
+        if K == 1 or config.steps_per_call:
+            return K, lowered
+        flops = (lowered.cost_analysis() or {}).get("flops", 0)  # of one step; where it is told
+        most = max(1, int(CALL.get(mesh.devices.flat[0].platform, ELSEWHERE) / max(flops, 1)))
+        if K <= most:
+            return K, lowered
+
+
 def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
     """The compiled call `(state, model, consts, support, xs, keys) -> (state, metrics)`: K steps of S seeds.
 
@@ -265,6 +276,16 @@ def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
 
 
 # -------------------------------------------------------------------- batches
+def batch_shapes(mesh, K, S, B, side=0):
+    """The shapes of K batches as the streams below give them; side: of the images, 0 where there are none."""
+
+    def of(dtype, *more):
+        return jax.ShapeDtypeStruct((K, S, shard.up(mesh, B), *more), dtype)
+
+    xs = {"index": of(jnp.int32), "weight": of(jnp.float32)}
+    return xs | ({"image": of(jnp.uint8, side, side, 3), "label": of(jnp.int32)} if side else {})
+
+
 def index_stream(world, labels, draws, length, start, K):
     """Batches as rows of what is stored on the device: {"index", "weight"} `[K, S, B]`, from step `start` on."""
     _, per_epoch, total = length
@@ -281,11 +302,18 @@ def index_stream(world, labels, draws, length, start, K):
         yield shard.put(world.mesh, "steps", shard.pad(xs, 2, shard.rows(world.mesh)))
 
 
+def stays(config, mesh, side, S, M):
+    """Whether the training images of S draws are the same in each epoch, and few enough to lie on the device while
+    training lasts."""
+    alone = len({device.process_index for device in mesh.devices.flat}) == 1
+    return config.data.augment == "none" and alone and S * M * side * side * 3 <= ON_DEVICE
+
+
 def on_device(world, rows):
-    """The training images of each seed, `(S, M, s, s, 3)` uint8, where they are the same in each epoch and few enough
-    to lie on the device while training lasts; else None: they are read again and again, by `pixel_stream`."""
-    size, seeds, M = world.model.config.vision.image_size, len(rows), len(rows[0])
-    if world.config.data.augment != "none" or jax.process_count() > 1 or seeds * M * size * size * 3 > ON_DEVICE:
+    """The training images of each seed, `(S, M, s, s, 3)` uint8, where they may lie there (`stays`); else None: they
+    are read again and again, by `pixel_stream`."""
+    size = world.model.config.vision.image_size
+    if not stays(world.config, world.mesh, size, len(rows), len(rows[0])):
         return None
     every = np.unique(np.concatenate(rows))
     images = np.zeros((len(every), size, size, 3), np.uint8)

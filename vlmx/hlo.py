@@ -1,7 +1,7 @@
 """What a compiled program does, counted from the text of its optimised HLO: operations, bytes of memory, collectives.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs. Here a loop counts its body as often as
-its condition lets it run; the limit is read where the compiler wrote it, or from the comparison itself.
+its condition lets it run at most; the limit is read where the compiler wrote it, or from the comparison itself.
 
 FLOPs are those of matrix products and convolutions, 2 for each product that meets a real element (padding and the holes
 of dilation do not count, which is how XLA writes batched products for TPUs). Bytes are what instructions read and write
@@ -26,7 +26,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after
 FREE |= {"opt-barrier", "iota", "domain", "rng-get-and-update-state"}
 SLICES = ("dynamic-slice", "slice", "gather")
 # Custom calls that only name or arrange memory.
-BOOKKEEPING = re.compile(r"AllocateBuffer|ConcatBitcast|Sharding|SPMD\w*|GatherScatterIndices\w*|\w*Pragma\w*")
+BOOKKEEPING = re.compile(r"AllocateBuffer|ConcatBitcast|Sharding|SPMD\w*|\w*Gather\w*Indices\w*|\w*Pragma\w*")
 # Passes of the matrix unit, which multiplies bfloat16, for a product of float32 in this precision.
 PASSES = {"highest": 6, "high": 3}
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
@@ -172,35 +172,53 @@ class _Count:
 
     # ---------------------------------------------------------------- loops
     def trips(self, op, where):
-        """How often a loop runs: told by the compiler, or from `counter < limit` with a counter from 0 in steps of 1,
-        as jax writes scans; None where it is neither."""
+        """How often a loop runs at most: told by the compiler, or from `counter < limit` with a counter in steps of 1,
+        as jax writes loops; None where there is no such comparison."""
         if told := re.search(r'known_trip_count":\{"n":"(\d+)"', op.rest):
             return int(told[1])
         name = _attribute(op, "condition")
-        condition = self.computations[name]
-        compare = self.follow(next(o for o in condition.values() if o.root), name)
-        if compare is None or "direction=LT" not in compare[0].rest:
-            return None
-        compare, name = compare
-        limit = self.computations[name][compare.operands[1]]
-        if limit.op == "parameter" and name != _attribute(op, "condition"):  # of a fusion: what it was given
-            outer = next(o for o in condition.values() if o.root)
-            limit = condition[outer.operands[int(limit.rest.strip("()"))]]
-        if limit.op == "get-tuple-element":  # an invariant that enters with the loop's state
-            place = int(re.search(r"index=(\d+)", limit.rest)[1])
-            start = self.computations[where][op.operands[0]]
-            limit = self.computations[where][start.operands[place]] if start.op == "tuple" else limit
-        while limit.op in ("copy", "bitcast") and limit.operands:
-            limit = self.computations[where][limit.operands[0]]
-        number = re.match(r"\((\d+)\)", limit.rest) if limit.op == "constant" else None
-        return int(number[1]) if number else None
+        for compare, at, outer in self.comparisons(self.root(name), name):
+            if "direction=LT" in compare.rest:
+                start, limit = (self.value(o, at, outer, op, where) for o in compare.operands)
+                return None if limit is None else limit - (start or 0)
+        return None
 
-    def follow(self, op, name):
-        """(the comparison behind a condition's root, its computation), through a fusion."""
+    def root(self, name):
+        return next(op for op in self.computations[name].values() if op.root)
+
+    def comparisons(self, op, name, outer=None):
+        """What a condition's root rests on: itself, or those that it joins with "and", as (a comparison, its
+        computation, (the fusion around it, that one's computation) or None)."""
         if op.op == "fusion":
-            name = _attribute(op, "calls")
-            return self.follow(next(o for o in self.computations[name].values() if o.root), name)
-        return (op, name) if op.op == "compare" else None
+            inner = _attribute(op, "calls")
+            yield from self.comparisons(self.root(inner), inner, (op, name))
+        elif op.op == "parameter" and outer:
+            fusion, name = outer
+            yield from self.comparisons(self.computations[name][fusion.operands[_number(op)]], name)
+        elif op.op == "and":
+            for operand in op.operands:
+                yield from self.comparisons(self.computations[name][operand], name, outer)
+        elif op.op == "compare":
+            yield op, name, outer
+
+    def value(self, name, at, outer, loop, where):
+        """A number in a loop's condition: a constant, a sum, or what the loop's state begins with in the computation
+        `where`; None where it is none of these."""
+        op = self.computations[at][name]
+        if op.op == "constant":
+            return _number(op)
+        if op.op in ("copy", "bitcast"):
+            return self.value(op.operands[0], at, outer, loop, where)
+        if op.op == "add":
+            parts = [self.value(o, at, outer, loop, where) for o in op.operands]
+            return None if None in parts else sum(parts)
+        if op.op == "parameter" and outer:
+            return self.value(outer[0].operands[_number(op)], outer[1], None, loop, where)
+        if op.op == "get-tuple-element" and loop:
+            start = self.computations[where][loop.operands[0]]
+            place = int(re.search(r"index=(\d+)", op.rest)[1])
+            return self.value(start.operands[place], where, None, None, where) if start.op == "tuple" else None
+        return None
 
     # ---------------------------------------------------------------- products
     def type(self, name, where):
@@ -311,6 +329,12 @@ def group(rest):
 def _attribute(op, name):
     found = re.search(rf"{name}=%?([\w.\-]+)", op.rest)
     return found and found[1]
+
+
+def _number(op):
+    """What stands in the brackets of a constant or a parameter, an int, or None."""
+    found = re.match(r"\((-?\d+)\)", op.rest)
+    return int(found[1]) if found else None
 
 
 def _numbers(rest, name):

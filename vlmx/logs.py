@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from vlmx import files
@@ -89,6 +88,20 @@ def curve(workdir, run, tag="train"):
     return {"step": steps, "seeds": seeds, **values}
 
 
+def _writer_class():
+    """tensorboardX's SummaryWriter, loaded without torch: where that is installed, it would be loaded for pictures of
+    its graphs, which takes longer than everything else here."""
+    other = sys.modules.get("torch", "not loaded")
+    sys.modules["torch"] = None  # as if it were not installed
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        del sys.modules["torch"]
+        if other != "not loaded":
+            sys.modules["torch"] = other
+    return SummaryWriter
+
+
 class Logs:
     """metrics.jsonl and TensorBoard events under `workdir`; a line: {"run", "tag", "seed", "step", name: value, ...}.
 
@@ -141,7 +154,7 @@ class Logs:
         # A TensorBoard "run" per seed, so that its own smoothing and overlay work; purge_step hides what is redone.
         if (run, seed) not in self.writers:
             folder = self.workdir / "tensorboard" / str(run) / ("" if seed is None else f"seed{seed}")
-            self.writers[run, seed] = SummaryWriter(str(folder), purge_step=self.done + 1 if self.done >= 0 else None)
+            self.writers[run, seed] = _writer_class()(str(folder), purge_step=self.done + 1 if self.done >= 0 else None)
         return self.writers[run, seed]
 
     def close(self):

@@ -30,6 +30,11 @@ class Steps(NamedTuple):
     keep: Callable = lambda done, state, due: state
 
 
+def divisor(total, most, done=0):
+    """Steps of one call: the most, up to `most`, that divide both the steps `total` and those that are done."""
+    return max(k for k in range(1, min(total, most) + 1) if total % k == done % k == 0)
+
+
 def go(steps, state, batches, done, mesh):
     """The state after all steps. UserError for a loss that is not finite; SystemExit where it is told to stop, with
     everything saved."""

@@ -1,7 +1,7 @@
 """What a run needs of a machine, before there is one: its real steps, compiled for TPUs on a machine without any.
 
     python -m vlmx.plan --config configs/imagenet.py:maple,apex --topology v5e-8,v5e-256 --config.model.dtype=bfloat16
-    python -m vlmx.plan --variants single_adapter,single_lora --model bart-base --topology v5e-8
+    python -m vlmx.plan --config configs/image_text.py:single_adapter,single_lora --topology v5e-8
 
 For each step on each topology, per chip: memory by what takes it, and whether it fits; floating-point operations, bytes
 of memory, collectives; the time of a step at best (the roofline) and what bounds it; images a second, time and
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from vlmx import abstract, charts, chips, files, hlo, settings, variant
+from vlmx import abstract, charts, chips, files, hlo, settings
 from vlmx import main as command
 from vlmx.chips import GIB
 from vlmx.errors import WRONG, UserError
@@ -38,12 +38,7 @@ def arguments(argv):
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--topology", required=True, help="with commas between, as in v5e-8,v5p:2x2x1,cpu:8")
-    parser.add_argument("--config", help="configs/<benchmark>.py[:method,...][,key=value,...]")
-    parser.add_argument("--variants", help="of VL-Adapter, with commas between, or all; in place of --config")
-    parser.add_argument("--model", default="bart-base", help="with --variants: T5 or BART; default: %(default)s")
-    parser.add_argument("--text", type=int, default=20, help="with --variants: tokens of a question; %(default)s")
-    parser.add_argument("--target", type=int, default=10, help="with --variants: tokens of an answer; %(default)s")
-    parser.add_argument("--steps", type=int, default=1000, help="with --variants: of the run; default: %(default)s")
+    parser.add_argument("--config", required=True, help="configs/<benchmark>.py[:method,...][,key=value,...]")
     parser.add_argument("--batch", type=int, default=0, help="of a step, all chips together; default: the recipes'")
     parser.add_argument("--batch-a-chip", type=int, default=0, help="the same for each chip")
     parser.add_argument("--train-only", action="store_true", help="leave out what tests and encodes")
@@ -53,45 +48,27 @@ def arguments(argv):
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if not re.match(r"--config\.[\w.]+=", word)]:
         parser.error(f"unexpected argument {wrong[0]!r}; a field of the config is set by --config.<field>=<value>")
-    if bool(args.config) == bool(args.variants):
-        parser.error("give --config or --variants: what is to be planned")
     return args, rest
 
 
 # -------------------------------------------------------------------- what is planned
 def planner(args, fields):
     """(title, `(slice, batch) -> its Steps`)."""
-    if args.variants:
-        names = list(variant.PUBLISHED) if args.variants == "all" else args.variants.split(",")
-        for name in names:
-            variant.make(name)
+    config, steps = configured(args.config, fields), abstract.classify
+    if config.family == "vl":
+        from vlmx import vl_abstract  # readers and metrics of many tasks
 
-        def steps(slice, batch):
-            shapes = abstract.Shapes(batch, args.text, args.target)
-            return abstract.answer(names, args.model, chips.devices(slice), shapes, steps=args.steps)
-
-        return args.model, steps
-    config = configured(args.config, fields)
-    return f"{config.title}, {config.model.name}", lambda slice, batch: abstract.classify(
-        config, chips.devices(slice), batch
-    )
+        steps = vl_abstract.steps
+    return f"{config.title}, {config.model.name}", lambda slice, batch: steps(config, chips.devices(slice), batch)
 
 
 def configured(named, fields=()):
     """The config of `configs/<benchmark>.py[:...]` with the fields that the command line sets, checked."""
     config = command.load(named)
-    if config.family != "classification":
-        raise UserError(f"{named}: plans are made of classification configs, and of --variants")
+    if config.family not in ("classification", "vl"):
+        raise UserError(f"{named}: plans are made of classification and of vision-and-language configs")
     command.check_fields(config, fields)
-    from configs import common  # command.load has put it on the path
-
-    for field in fields:
-        key, _, value = field.removeprefix("--config.").partition("=")
-        try:
-            config.update_from_flattened_dict({key: common.literal(value)})
-        except TypeError as e:
-            raise UserError(f"--config.{key}: {e}") from None
-    settings.check(config)
+    settings.set_fields(config, fields)
     return config
 
 
@@ -107,9 +84,10 @@ def measure(step, slice):
         "notes": list(step.notes),
     }
     held = {name: abstract.bytes_of(tree) for name, tree in step.held.items()}
-    found |= {"examples": step.examples, "steps_a_call": step.steps, "calls": step.calls}
+    K, lowered = step.program()
+    found |= {"examples": step.examples, "steps_a_call": K, "calls": -(-step.total // K)}
     try:
-        program = step.lower(*step.arguments).compile()
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
         used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(e))
         if not used:
@@ -128,7 +106,7 @@ def measure(step, slice):
     memory |= {"code": m.generated_code_size_in_bytes}
     peak, limit = sum(memory.values()), slice.chip.hbm if slice.chip else None
     found |= {"memory": memory, "idle": idle, "peak": peak, "limit": limit, "fits": peak <= limit if limit else None}
-    cost = hlo.cost(program.as_text()).scaled(1 / step.steps)
+    cost = hlo.cost(program.as_text()).scaled(1 / K)
     found |= {"flops": cost.flops, "passes": cost.passes, "bytes": cost.bytes, "not_counted": list(cost.unknown)}
     found["collectives"] = [
         {"kind": kind, "chips": n or slice.size, "bytes": carried, "times": cost.times[kind, n]}
@@ -159,10 +137,10 @@ def twin(step, slice, plans):
         same = (
             same and p["topology"].partition(":")[0] == slice.name.partition(":")[0] and min(p["chips"], slice.size) > 1
         )
-        if same and "flops" in p and p["steps_a_call"] == step.steps and held.items() <= p["memory"].items():
+        if same and "flops" in p and not step.total % p["steps_a_call"] and held.items() <= p["memory"].items():
             told = [c | {"chips": slice.size if c["chips"] == p["chips"] else c["chips"]} for c in p["collectives"]]
             own = {"topology": slice.name, "chips": slice.size, "collectives": told, "seconds_to_compile": 0}
-            own |= {"examples": step.examples, "calls": step.calls}
+            own |= {"examples": step.examples, "calls": step.total // p["steps_a_call"]}
             own["notes"] = [*step.notes, f"{slice.name}: a chip's program is that compiled for {p['topology']}"]
             return timed(p | own, slice)
     return None
@@ -290,6 +268,8 @@ def run(args, fields):
             else:
                 found = (args.twins and twin(step, slice, plans)) or measure(step, slice)
             plans.append(found)
+            names = list(dict.fromkeys(p["topology"] for p in plans))
+            plans.sort(key=lambda p, names=names: names.index(p["topology"]))
             print(f"{found['step']}, {found['topology']}: {found['seconds_to_compile']} s", file=sys.stderr, flush=True)
             if path:
                 write(path.parent, title, plans)

@@ -4,8 +4,12 @@ A *cell* is a method under a protocol: (name, protocol). Its *recipe* is config.
 """
 
 import json
+import sys
+import time
+from importlib.metadata import version
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -165,15 +169,57 @@ def length(recipe, draw):
     return Length(batch, per_epoch, steps_of(recipe, draw.shots, per_epoch))
 
 
+def together(recipe, draws, pixels):
+    """Which draws are trained in one program, lists of their places: those of one length and, where it reads pixels,
+    of one number of images."""
+    groups = {}
+    for s, draw in enumerate(draws):
+        like = length(recipe, draw)[1:] + ((len(draw.train),) if pixels else ())
+        groups.setdefault(like, []).append(s)
+    return list(groups.values())
+
+
 def uses_pixels(config, method, recipe):
     """Whether a training step reads images: the method needs them, or they are augmented anew in each epoch."""
     epochs = epochs_of(recipe, shots(config)[0])
     return method.needs == "pixels" or (config.data.augment != "none" and epochs > 0)
 
 
+def set_fields(config, given):
+    """Set what the command line says, as in --config.recipe.coop.epochs=50. UserError for what the field cannot be."""
+    from configs import common  # vlmx.main.load has put it on the path
+
+    for field in given:
+        key, _, value = field.removeprefix("--config.").partition("=")
+        try:
+            config.update_from_flattened_dict({key: common.literal(value)})
+        except TypeError as e:
+            raise UserError(f"--config.{key}: {e}") from None
+
+
 def plain(config):
     """The config as json data."""
     return json.loads(config.to_json_best_effort())
+
+
+def device():
+    """What this run computes on, in words."""
+    found = jax.devices()
+    return f"{len(found)} x {found[0].device_kind} ({jax.default_backend()})"
+
+
+def head(config):
+    """What every results.json begins with: what was asked for, when and where."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
+    return {
+        "title": config.title,
+        "family": config.family,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join(["python -m vlmx.main", *sys.argv[1:]]),
+        "config": plain(config),
+        "versions": {package: version(package) for package in packages},
+        "device": device(),
+    }
 
 
 def finished(config, workdir, write=True):

@@ -48,7 +48,7 @@ def arguments(argv):
 def plan(args, fields=()):
     """{name of the run: its config}, everything checked that can be before data or weights are read."""
     sys.path.insert(0, str(Path(args.configs.partition(":")[0]).resolve().parent.parent))  # configs/ is a package there
-    from configs import common, recipes
+    from configs import recipes
     from vlmx import settings
 
     methods = [*recipes.RECIPES] if args.methods == "all" else words(args.methods)
@@ -62,12 +62,7 @@ def plan(args, fields=()):
         for method in methods:
             settings.recipe_of(config, method)  # an unknown one is told before a field of its recipe is missed
         command.check_fields(config, fields)
-        for field in fields:
-            key, _, value = field.removeprefix("--config.").partition("=")
-            try:
-                config.update_from_flattened_dict({key: common.literal(value)})
-            except TypeError as e:
-                raise UserError(f"--config.{key}: {e}") from None
+        settings.set_fields(config, fields)
         settings.check(config)
         if config.title in runs:
             raise UserError(

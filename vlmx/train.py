@@ -6,10 +6,8 @@ S seeds, B images of a batch, M training images of a draw, E feature size.
 import functools
 import hashlib
 import json
-import sys
 import time
 import traceback
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -45,8 +43,7 @@ def run(config, workdir, go_on=False):
     mesh = shard.make_mesh(config.mesh)
     sizes = {f"recipe.{cell[0]}.batch": settings.recipe_of(config, *cell).get("batch", 0) for cell in cells}
     shard.refuse_uneven(mesh, len(config.seeds), sizes)
-    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
-    say(f"devices: {device}, mesh {dict(mesh.shape)}; results go to {workdir}")
+    say(f"devices: {settings.device()}, mesh {dict(mesh.shape)}; results go to {workdir}")
 
     # ---------------------------------------------------------------- data
     dataset = task.load(config.data, workdir)
@@ -132,12 +129,7 @@ def run(config, workdir, go_on=False):
     notes = [*dataset.notes, *(f"{name}: {note}" for name, data in targets.items() for note in data.notes)]
     notes += [f"unreadable, left out: {b.name} ({b.reason})" for b in bad]
     results = {
-        "title": config.title,
-        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": " ".join(["python -m vlmx.main", *sys.argv[1:]]),
-        "config": settings.plain(config),
-        "versions": {p: version(p) for p in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
-        "device": device,
+        **settings.head(config),
         "dataset": {
             "name": dataset.name,
             "classnames": list(dataset.classnames),
@@ -340,12 +332,9 @@ def learn(world, name, protocol, method, consts, labels, draws):
         prior = {"text_features": np.asarray(jax.jit(jax.vmap(text, in_axes=(0, None, None)))(v, world.model, facts))}
     recipe, training = settings.recipe_of(config, family[0], protocol), settings.trained_as(config, family[0], protocol)
     of = identity(world, family[0], protocol, training, classes)
-    pixels, groups = settings.uses_pixels(config, method, recipe), {}
-    for s, draw in enumerate(draws):
-        like = settings.length(recipe, draw)[1:] + ((len(draw.train),) if pixels else ())
-        groups.setdefault(like, []).append(s)
+    groups = settings.together(recipe, draws, settings.uses_pixels(config, method, recipe))
     found = {other: [None] * len(draws) for other in family}
-    for group in groups.values():
+    for group in groups:
         mine, pairs = [draws[s] for s in group], [(other, s) for other in family for s in group]
         folder = world.workdir / f"{family[0]}-{training}".replace(".", "_") / steps_folder(config, mine)
         theirs = jax.tree.map(lambda a, pairs=pairs: a[np.array([s for _, s in pairs])], prior)

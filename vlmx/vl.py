@@ -6,10 +6,8 @@
 import dataclasses
 import functools
 import json
-import sys
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +54,7 @@ def run(config, workdir):
         return done
     mesh = shard.make_mesh(config.mesh)
     shard.refuse_uneven(mesh, 1, {"batch": max([config.batch, *config.batches.values()])})
-    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
-    say(f"devices: {device}, mesh {dict(mesh.shape)}; results go to {workdir}")
+    say(f"devices: {settings.device()}, mesh {dict(mesh.shape)}; results go to {workdir}")
 
     # ---------------------------------------------------------------- tasks, features, the frozen model
     tasks = tuple(vl.reader(name).load(name, config.data) for name in config.tasks)
@@ -83,13 +80,7 @@ def run(config, workdir):
         examples += [row | {"run": len(runs)} for row in shown]
         runs.append(result)
     results = {
-        "title": config.title,
-        "family": config.family,
-        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": " ".join(["python -m vlmx.main", *sys.argv[1:]]),
-        "config": settings.plain(config),
-        "versions": {p: version(p) for p in ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")},
-        "device": device,
+        **settings.head(config),
         "tasks": [
             {
                 "name": t.name,
@@ -157,16 +148,23 @@ def load_backbone(config, mesh, grid):
     """(VLSeq, words, digest) on the mesh, with a visual embedding for features of the shape `grid`, (n, F)."""
     m = config.model
     rules = shard.rules_of(config.shardings, "model")
-    visual = Visual(width=grid[1], tokens=min(m.visual_tokens or grid[0], grid[0]))
     loaded = zoo.load_seq(
-        m.name, visual=visual, seed=config.seed, dtype=m.dtype, param_dtype=m.param_dtype,
+        m.name, visual=visual(m, grid), seed=config.seed, dtype=m.dtype, param_dtype=m.param_dtype,
         place=lambda path, shape: shard.sharding(mesh, path, shape, rules + shard.MODEL),
     )  # fmt: skip
     shard.refuse_unused(loaded.model.params, rules)
-    c = dataclasses.replace(loaded.model.config, remat=m.remat)
-    if m.dropout >= 0:
-        c = dataclasses.replace(c, dropout=m.dropout, attention_dropout=m.dropout, activation_dropout=m.dropout)
-    return loaded.model.replace(config=c), loaded.tokenizer, loaded.digest
+    return loaded.model.replace(config=settled(m, loaded.model.config)), loaded.tokenizer, loaded.digest
+
+
+def visual(m, grid):
+    """The visual embedding that config.model asks for, of features `grid`, (n, F)."""
+    return Visual(width=grid[1], tokens=min(m.visual_tokens or grid[0], grid[0]))
+
+
+def settled(m, c):
+    """A checkpoint's SeqConfig with what config.model changes."""
+    dropout = {"dropout": m.dropout, "attention_dropout": m.dropout, "activation_dropout": m.dropout}
+    return dataclasses.replace(c, remat=m.remat, **(dropout if m.dropout >= 0 else {}))
 
 
 def majority(task):

@@ -29,13 +29,28 @@ def steps_of(mix, recipe):
     return round(recipe.epochs * len(mix.order(0)))
 
 
+def train_steps(config, chosen, recipe, per_epoch, total, where):
+    """(the compiled call `(state, model, batches, key) -> (state, metrics)` of K steps, the schedule of the rate).
+
+    where: the state's shardings."""
+    settings = recipe.optimizer.to_dict()
+    schedule = multitask.linear(settings.pop("lr"), total, optim.steps(recipe.warmup, per_epoch, total=total))
+    step = multitask.make_step(chosen, schedule, skip=config.nonfinite == "skip", **settings)
+
+    def call(state, model, batches, key):
+        one = lambda state, batch: step(state, model, batch, jax.random.fold_in(key, state["step"]))
+        state, metrics = jax.lax.scan(one, state, batches)
+        return state, jax.tree.map(lambda a: a[:, None], metrics)  # [K,S] of one seed
+
+    return jax.jit(call, donate_argnums=0, out_shardings=(where, None)), schedule
+
+
 def fit(world, run, chosen, recipe, meta, folder):
     """What the variant trained, as variant.start gives it, on the host. Goes on from the latest checkpoint in `folder`
     where there is one."""
     config, mesh, tasks = world.config, world.mesh, world.tasks
     mix = mix_of(world, chosen)
     per_epoch, total = len(mix.order(0)), steps_of(mix, recipe)
-    warmup = optim.steps(recipe.warmup, per_epoch, total=total)
     key = jax.random.key(config.seed)
     rules = shard.rules_of(config.shardings, "tuned") + shard.SEVERAL
 
@@ -52,17 +67,8 @@ def fit(world, run, chosen, recipe, meta, folder):
         say(f"{run}: going on after step {done} of {total}")
 
     # ---- steps
-    K = max(k for k in range(1, min(total, config.steps_per_call) + 1) if total % k == done % k == 0)
-    settings = recipe.optimizer.to_dict()
-    schedule = multitask.linear(settings.pop("lr"), total, warmup)
-    step = multitask.make_step(chosen, schedule, skip=config.nonfinite == "skip", **settings)
-
-    def call(state, model, batches, key):
-        one = lambda state, batch: step(state, model, batch, jax.random.fold_in(key, state["step"]))
-        state, metrics = jax.lax.scan(one, state, batches)
-        return state, jax.tree.map(lambda a: a[:, None], metrics)  # [K,S] of one seed
-
-    compiled = jax.jit(call, donate_argnums=0, out_shardings=(where, None))
+    K = loop.divisor(total, config.steps_per_call, done)
+    compiled, schedule = train_steps(config, chosen, recipe, per_epoch, total, where)
     names, logger = [t.name for t in tasks], logs.Logs(world.workdir)
 
     def note(done, metrics):

@@ -15,21 +15,25 @@ def predict(world, mix, chosen, v, number, examples):
     """The answers, a list of str, to examples of the task `number`."""
     task, rows, found = world.tasks[number], shard.up(world.mesh, world.config.eval_batch), []
     v = shard.place(v, shard.on(world.mesh))
-    words = choices(world.words, task.choices)
-    how = how_to_generate(task, world.model.config.generation)
-    given = (world.words.hf.bos_token_id,) if world.model.config.family == "bart" else ()
+    answer, how = program(world, chosen, task)
     with progress(len(examples), f"answering {task.name}", unit="example") as bar:
         for start in range(0, len(examples), rows):
             part = [examples[i] for i in range(start, min(start + rows, len(examples)))]
             b = shard.put(world.mesh, "batch", vl_batches.inputs(mix, number, part, rows), shard.SEVERAL)
-            if words:
-                said = shard.gather(world.mesh, _choose(chosen, words, given, world.model, v, b))
-                found += [task.choices[i] for i in said[: len(part)]]
-            else:
-                said = shard.gather(world.mesh, _generate(chosen, how, world.model, v, b))
-                found += world.words.texts(said[: len(part)])
+            said = shard.gather(world.mesh, answer(*how, world.model, v, b))[: len(part)]
+            found += [task.choices[i] for i in said] if task.choices else world.words.texts(said)
             bar.update(len(part))
     return found
+
+
+def program(world, chosen, task):
+    """(the compiled function, its first arguments); then come (model, v, batch), of which it gives the ids of answers
+    or, where a task has choices, their numbers."""
+    c = world.model.config
+    if task.choices:
+        given = (world.words.hf.bos_token_id,) if c.family == "bart" else ()
+        return _choose, (chosen, choices(world.words, task.choices), given)
+    return _generate, (chosen, how_to_generate(task, c.generation))
 
 
 def choices(words, texts):

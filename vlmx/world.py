@@ -66,10 +66,15 @@ def predict(world, method, v, consts, part, rules=shard.METHOD):
 
 
 # -------------------------------------------------------------------- model, data and files
-def load_target(config, name, workdir):
-    """Another data set to test on, read as the config's own is; what names files of that one does not hold for it."""
+def target_data(config, name):
+    """config.data for another data set to test on; what names files of the config's own does not hold for it."""
     own = {"name": name, "file": "", "split_file": "", "templates": (), "classnames": ""}
-    target = task.load(config.data.to_dict() | own, workdir)
+    return config.data.to_dict() | own
+
+
+def load_target(config, name, workdir):
+    """Another data set to test on, read as the config's own is."""
+    target = task.load(target_data(config, name), workdir)
     say(f"target: {name}, {len(target.classnames)} classes, {len(target.test.labels)} test images")
     return target
 
