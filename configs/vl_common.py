@@ -32,6 +32,7 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.data.pictures = ""  # their folder; "": images or videos below the root
     config.data.bad = "stop"  # at an entry that cannot be used; or "skip" and count it
     config.data.java = True  # METEOR and SPICE, where they can be had
+    config.data.hidden = ()  # of these tasks the test whose answers the leaderboard keeps is answered too
     config.data.length, config.data.target_length = 0, 0  # at most so many tokens; 0: as published
     config.data.options = ConfigDict()  # of single readers: {"vqa": {"split": "official"}}
     config.data.scenes = 0.0  # share of the embedded world's sizes that is written below the root; 0: nothing is

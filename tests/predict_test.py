@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmx import checkpoint, method, predict, variant
-from vlmx.data import scene_text, scenes
+from vlmx import attention, checkpoint, method, predict, variant
+from vlmx.data import scene_text, scenes, video
 from vlmx.errors import UserError
 from vlmx.models import zoo
 from vlmx.models.vlseq import Visual
@@ -128,12 +128,15 @@ def test_many_pictures_from_a_file(tmp_path, pictures):
     run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert ["classes" in row for row in rows] == [True, False, True] and rows[1]["error"] == "the file is empty"
-    (tmp_path / "in.jsonl").write_text('{"image": "x"}\n{"picture": "y"}\n')
-    with pytest.raises(UserError, match="line 2: expected"):
-        run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
-    (tmp_path / "in.jsonl").write_text("{")
-    with pytest.raises(UserError, match="line 1: no valid json"):
-        run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
+    good = b'{"image": "x"}\n'
+    wrong = {good + b'{"picture": "y"}': "line 2: expected", b"{": "line 1: no valid json", b"\xff": "not UTF-8"}
+    wrong |= {b'{"image": []}': "line 1: expected", b'{"image": "x", "text": 3}': "line 1: expected"}
+    for content, message in wrong.items():
+        (tmp_path / "in.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
+    with pytest.raises(UserError, match="none.jsonl: No such file"):
+        run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "none.jsonl")
 
 
 def test_what_is_refused(tmp_path, pictures):
@@ -153,7 +156,9 @@ def test_what_is_refused(tmp_path, pictures):
     run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--model", "tiny_clip")
 
 
-def test_answers_to_texts(tmp_path, pictures):
+@pytest.fixture
+def variants(tmp_path):
+    """The checkpoint of an untrained variant, as a run leaves it."""
     visual = Visual(width=128, tokens=16)
     loaded = zoo.load_seq("tiny_bart", visual=visual, seed=1)
     chosen = variant.make("single_adapter", reduction=32)
@@ -163,11 +168,63 @@ def test_answers_to_texts(tmp_path, pictures):
     variant.save(folder, jax.tree.map(np.asarray, v), loaded.digest, ("vqa", "nlvr", "tvqa"), about)
     config = {"model": {"name": "tiny_bart"}, "tower": {"name": "tiny_clip"}, "seed": 1}
     (tmp_path / "run/config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_answers_to_texts(variants, tmp_path, pictures):
+    folder = variants
     rows = run("--checkpoint", folder, "--image", *pictures[:2], "--text", "nlvr: there is a circle.")
     assert rows[0]["answer"] in ("true", "false") and rows[0]["image"] == pictures[:2]
     (row,) = run("--checkpoint", folder, "--image", pictures[0], "--text", "vqa: what colour is the circle?")
     assert isinstance(row["answer"], str)
-    with pytest.raises(UserError, match="has to begin with one of 'vqa: ', 'nlvr: '"):
+    with pytest.raises(UserError, match="has to begin with one of 'vqa: ', 'nlvr: ', 'tvqa: ' .at its end."):
         run("--checkpoint", folder, "--image", pictures[0], "--text", "what is it?")
     with pytest.raises(UserError, match="say what is asked"):
         run("--checkpoint", folder, "--image", pictures[0])
+    for text, images, what in (("nlvr: a.", pictures[:1], "2 pictures"), ("vqa: a?", pictures[:2], "1 picture")):
+        with pytest.raises(UserError, match=f"asked about {len(images)} pictures; .* is about {what}"):
+            run("--checkpoint", folder, "--image", *images, "--text", text)
+    with pytest.raises(UserError, match="--classes are for methods of CLIP"):
+        run("--checkpoint", folder, "--image", pictures[0], "--text", "vqa: a?", "--classes", "a,b")
+    (tmp_path / "bad.png").write_bytes(b"")
+    lines = [
+        {"image": pictures[0], "text": "vqa: what colour is the circle?"},
+        {"image": [pictures[0], str(tmp_path / "bad.png")], "text": "nlvr: there is a circle."},
+        {"image": pictures[:2], "text": "nlvr: there is a circle."},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = run("--checkpoint", folder, "--jsonl", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
+    assert [found[0]["answer"], found[2]["answer"]] == [row["answer"], rows[0]["answer"]]
+    assert found[1]["error"] == f"{tmp_path / 'bad.png'}: the file is empty"
+    config = json.loads((folder.parents[1] / "config.json").read_text())
+    (folder.parents[1] / "config.json").write_text(json.dumps(config | {"model": {"name": "tiny_t5"}}))
+    with pytest.raises(UserError, match="does not fit|was tuned on the backbone"):
+        run("--checkpoint", folder, "--image", pictures[0], "--text", "vqa: what?")
+
+
+def test_where_it_looks(variants, tmp_path, pictures):
+    model = predict.Answerer(variants)
+    plain = model([("vqa: what colour is the circle?", pictures[:1])])
+    opened = Image.open(pictures[0])
+    seen = attention.attend(model, opened, "vqa: what colour is the circle?")
+    assert seen.answer == plain[0] and seen.weights.shape == (len(seen.tokens), 1, 4, 4)
+    assert "".join(seen.tokens) == seen.answer.replace(" ", "")
+    assert (seen.weights > 0).all() and (seen.weights.sum((1, 2, 3)) < 1).all()
+    pair = attention.attend(model, pictures[:2], "nlvr: there is a circle.")
+    assert pair.weights.shape == (1, 2, 4, 4) and pair.tokens == (pair.answer,)
+    back = attention.attend(model, pictures[1::-1], "nlvr: there is a circle.")
+    assert not np.allclose(pair.weights, back.weights)
+    clip, (first, *rest) = str(tmp_path / "clip.gif"), (Image.open(p).convert("RGB") for p in pictures)
+    first.save(clip, save_all=True, append_images=rest, duration=1500)
+    film = attention.attend(model, clip, "[Subs] Hello. [Q] What? tvqa: ")
+    frames = attention.attend(model, [np.asarray(f) for f in video.frames(clip, video.RATE)], film.question)
+    assert film.weights.shape == (len(film.tokens), 3, 4, 4) and len(film.pictures) == 3
+    np.testing.assert_array_equal(film.weights, frames.weights)
+    with pytest.raises(UserError, match="picture.* cannot|no such file"):
+        attention.attend(model, str(tmp_path / "none.png"), "vqa: what?")
+    out = tmp_path / "out.png"
+    run("--checkpoint", variants, "--image", *pictures[:2], "--text", "nlvr: a circle.", "--attention", out)
+    assert Image.open(out).width > 100
+    (tmp_path / "in.jsonl").write_text(2 * (json.dumps({"image": pictures[0], "text": "vqa: a?"}) + "\n"))
+    with pytest.raises(UserError, match="--attention draws one question"):
+        run("--checkpoint", variants, "--jsonl", tmp_path / "in.jsonl", "--attention", out)

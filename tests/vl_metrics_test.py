@@ -1,5 +1,6 @@
 """Metrics of questions and captions: fixtures of the official tools, and their corners."""
 
+import os
 import shutil
 import subprocess
 
@@ -88,14 +89,26 @@ def test_captions_without_java(monkeypatch):
         caption.captions(["a"], [["a"], ["b"]])
 
 
-def test_a_metric_whose_program_fails_is_left_out(monkeypatch):
-    class Fails:
-        def compute_score(self, true, said):
-            raise BrokenPipeError("killed")
+def test_metrics_whose_programs_fail_are_left_out(monkeypatch, tmp_path):
+    """A java that ends at once: no metric, no waiting for it, neither the second time."""
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(caption, "lacking", dict)
+    monkeypatch.setattr("pycocoevalcap.spice.spice.get_stanford_models", lambda: None)
+    caption._running.cache_clear()
+    programs = []
+    for _ in range(2):
+        programs.append(caption._running())
+        scores = caption.captions(["a cat"], [["a cat"]])
+        assert "METEOR" not in scores and "SPICE" not in scores and "CIDEr" in scores
+    assert programs[0] is not programs[1] and all(p.meteor_p.wait(10) == 1 for p in programs)
 
-    monkeypatch.setattr(caption, "lacking", lambda: {"SPICE": "not here"})
-    monkeypatch.setattr(caption, "_meteor", Fails)
-    assert "METEOR" not in caption.captions(["a cat"], [["a cat"]])
+
+@pytest.mark.skipif(not shutil.which("java"), reason="METEOR is a program in Java")
+def test_meteor_of_nothing_said():
+    scores = caption.captions(["", "a cat ||| x"], [["a cat", ""], ["a cat"]])
+    assert 0 < scores["METEOR"] < 100
 
 
 def test_choices_and_statements():

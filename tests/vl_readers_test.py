@@ -327,6 +327,73 @@ def test_bad_gqa(tmp_path, content, message):
         image_text.load("gqa", tmp_path)
 
 
+def changed(content):
+    """Copies of json content with one key gone, or one value of another kind."""
+    for k in content if isinstance(content, dict) else range(min(len(content), 1)):
+        if isinstance(content, dict):
+            yield {key: v for key, v in content.items() if key != k}
+        for value in (None, 3, "x", [], {}):
+            yield content | {k: value} if isinstance(content, dict) else [value, *content[1:]]
+        if isinstance(content[k], dict | list):
+            for inner in changed(content[k]):
+                yield content | {k: inner} if isinstance(content, dict) else [inner, *content[1:]]
+
+
+def used(name, root, bad):
+    """All of a task, as a run uses it; each text a text."""
+    if name in image_text.READERS:
+        options = {"vqa": {"least": 1}, "caption": {"java": False}}.get(name, {})
+        task = image_text.load(name, root, bad=bad, **options)
+    else:
+        task = video_text.load(name, root, bad=bad, java=False)
+    for e in (e for part in (task.train, task.val, task.test) for e in part):
+        assert all(isinstance(t, str) for t in (e.id, e.text, *e.images, *(answer for answer, _ in e.targets)))
+    if task.test:
+        task.score([e.targets[0][0] if e.targets else "" for e in task.test], task.test)
+
+
+@pytest.mark.parametrize("name", [*image_text.READERS, *video_text.READERS])
+def test_whatever_is_wrong_in_a_file_is_told_in_words(tmp_path, name):
+    """Each value of each file in turn is missing or of another kind: the entry is used, counted, or an error for
+    people; nothing else comes out of it, and no text that is none."""
+    {"vqa": write_vqa, "caption": write_coco, "gqa": write_gqa, "nlvr": write_nlvr}.get(name, write_value)(tmp_path)
+    own = {"tvqa": "tv_", "tvc": "tv_", "how2qa": "how2_", "yc2c": "yc2_"}.get(name, "")
+    told = 0
+    for path in sorted(p for p in tmp_path.rglob("*.json*") if name in image_text.READERS or p.parent.name == name
+                       or p.name.startswith(own)):  # fmt: skip
+        text = path.read_text()
+        by_line = name == "nlvr" or path.suffix == ".jsonl"
+        first, *rest = text.splitlines() if by_line else [text]
+        for i, content in enumerate(changed(json.loads(first))):
+            path.write_text("\n".join([json.dumps(content), *rest]))
+            try:
+                used(name, tmp_path, ("stop", "skip")[i % 2])
+            except UserError:
+                told += 1
+        path.write_text(text)
+    assert told > 20
+    used(name, tmp_path, "stop")
+
+
+def test_bad_entries_about_videos(tmp_path):
+    write_value(tmp_path)
+    path = tmp_path / "tvqa/tvqa_val.jsonl"
+    good = json.loads(path.read_text())
+    bad = [good, good | {"qid": 5, "answer_idx": 5}, good | {"qid": 6, "vid_name": "v2"}]
+    lines(path, [good, *bad, good | {"qid": 7}])
+    with path.open("ab") as stream:
+        stream.write(b'{"qid": "\xff"}\n')
+    said = [{"vid_name": "v1", "sub": [{"text": "Hi."}]}, {"vid_name": "v0", "sub": [{}]}]
+    lines(tmp_path / "tv_subtitles.jsonl", said)
+    with pytest.raises(UserError, match="subtitles.jsonl, line 2: 0: no 'text'"):
+        video_text.load("tvqa", tmp_path)
+    task = video_text.load("tvqa", tmp_path, images={"v1"}, bad="skip")
+    assert [e.id for e in task.test] == ["2", "7"]
+    said = ("1 left out with the id of another", "2 left out not as expected", "1 left out without their image",
+            "1 left out not UTF-8")  # fmt: skip
+    assert all(any(note.startswith(words) for note in task.notes) for words in said)
+
+
 def test_names_and_options():
     with pytest.raises(UserError, match="Did you mean 'nlvr'"):
         image_text.load("nlvr2", ".")

@@ -14,7 +14,7 @@ import pytest
 from flax import linen as nn
 
 from configs import scenes_vl
-from vlmx import errors, main, report, shard, variant, vl, vl_fit, vl_predict, vl_report
+from vlmx import errors, main, report, shard, variant, vl, vl_baseline, vl_examples, vl_fit, vl_predict, vl_report
 from vlmx.data import scene_tasks, vl_batches
 from vlmx.data.vl import Example, Task
 from vlmx.errors import UserError
@@ -137,11 +137,18 @@ def test_how_a_task_is_answered():
     assert (beams.beams, beams.max_length, beams.force_end, beams.early_stopping) == (5, 7, True, True)
 
 
-def test_the_most_frequent_answer():
-    answer, numbers = vl.majority(TASKS[0])
-    assert answer == "dd dd" and numbers == {"accuracy": 100.0}
+def test_trivial_baselines():
+    free, choice = (vl_baseline.baseline(TASKS[0]._replace(kind=kind)) for kind in ("answer", "choice"))
+    assert free == {"name": "majority answer", "answer": "dd dd", "test": {"accuracy": 100.0}}
+    assert choice["name"] == "majority choice, chance is 50.0"
+    said = ["blue thing"] * 3 + ["a red circle on white"] * 2 + ["a red star on white", "a red cross on white"] * 2
+    rows = [Example(str(i), (str(i),), "", ((text, 1.0),)) for i, text in enumerate(said)]
+    caption = TASKS[2]._replace(kind="caption", train=rows, test=rows[:1], score=score)
+    found = vl_baseline.baseline(caption)
+    assert found["name"] == "constant caption" and found["answer"].startswith("a red")  # not the most frequent one
     scenes = scene_tasks.load("scenes_vqa", scenes_vl.get_config("smoke").data)
-    answer, numbers = vl.majority(scenes)
+    found = vl_baseline.baseline(scenes)
+    answer, numbers = found["answer"], found["test"]
     assert answer in ("yes", "no", "one", "medium") and numbers["accuracy"] < 40 and "colour" in numbers
     train, test = ({e.images[0] for e in split} for split in (scenes.train, scenes.test))
     assert not train & test
@@ -199,11 +206,14 @@ def test_a_run_ends_in_numbers_a_table_and_a_page(ran, capsys):
     assert set(run["tasks"]["scenes_vqa"]) == {"val", "test"} and "loss_scenes_vqa" in run["curve"]
     assert run["curve"]["examples_scenes_vqa"][-1] == [run["examples_seen"]["scenes_vqa"]]
     text = vl_report.table(results)
-    assert "most frequent answer" in text and f"{run['trained_params']:,}" in text
+    assert "trivial baseline" in text and f"{run['trained_params']:,}" in text
+    assert f"scenes_vqa: always {results['tasks'][0]['baseline']['answer']!r} (majority answer)" in text
     assert report.main([str(workdir)]) == 0 and text in capsys.readouterr().out
     page = (workdir / "report.html").read_text()
     asked = results["examples"][0]
-    assert asked["reference"] in page and "data:image/png" in page and "<svg" in page
+    assert asked["reference"] in page and "data:image/png" in page and page.count("<svg") == 1
+    assert page.count('class="card looked"') == 2 * vl_examples.LOOKED and "majority answer" in page
+    assert (workdir / asked["attention"]).exists()
     again = vl.run(small("single_adapter,multiple_prompts"), workdir)
     assert again == json.loads((workdir / "results.json").read_text())
     with pytest.raises(UserError, match="batch: there 16, now 8"):

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vlmx import shard, vl_predict
-from vlmx.data import vl_batches
+from vlmx.data import vl_batches, vl_features
 from vlmx.errors import UserError
 
 ROWS, COLUMNS = 6, 12  # pictures and tokens of a figure, at most
@@ -76,7 +76,7 @@ def attend(checkpoint, images, text):
 
 def weights(world, mix, chosen, v, number, examples, answers):
     """[(tokens of the answer, weights `(T, I, N)`)] of examples of the task `number`, while these answers are given."""
-    length = max(task.answer_length for task in mix.tasks)
+    task, length = mix.tasks[number], max(task.answer_length for task in mix.tasks)
     labels = mix.words.labels(answers, length)
     v = shard.place(v, shard.on(world.mesh))
     rows = shard.up(world.mesh, len(examples))
@@ -85,10 +85,11 @@ def weights(world, mix, chosen, v, number, examples, answers):
     batch = shard.put(world.mesh, "batch", batch, shard.SEVERAL)
     found = shard.gather(world.mesh, _weights(chosen, world.model, v, batch))
     N, special, said = world.model.config.visual.tokens, [-100, *mix.words.hf.all_special_ids], []
-    for example, w, ids in zip(examples, found, labels):
-        own = ~np.isin(ids, special)
-        w = w[own][:, -N * batch["real"].shape[1] :].reshape(own.sum(), -1, N)
-        tokens = tuple(mix.words.hf.decode([i]).strip() for i in ids[own])
+    for example, answer, w, ids in zip(examples, answers, found, labels):
+        own = np.flatnonzero(~np.isin(ids, special))
+        own = own[:1] if task.choices else own  # the first alone decides
+        w = w[own][:, -N * batch["real"].shape[1] :].reshape(len(own), -1, N)
+        tokens = (answer,) if task.choices else tuple(mix.words.hf.decode([i]).strip() for i in ids[own])
         said.append((tokens, np.asarray(w[:, : len(example.images)], np.float32)))
     return said
 
@@ -105,29 +106,36 @@ def _weights(chosen, model, v, batch):
     return model.cross_attention(ids, memory, seen, into.tap, into.theta.get("decoder"), cache)[-1].mean(1)
 
 
-def cells(weights, pictures, rows=None):
+def cells(weights, pictures, rows=None, filled=vl_features.ROWS):
     """Weights `(T, I, N)` as `(T, pictures, side, side)`.
 
-    rows: of a video, those that its frames had together before they were brought to N. Fewer were filled up; of more,
-    each token is the maximum of several, which share its weight. Raises UserError where rows are not so many frames'.
+    rows: of a video, those that all its frames have together, before they are brought to `filled` ones and these to N.
+    Raises UserError where rows are not so many frames'.
     """
-    if rows is None:  # of pictures
-        side = math.isqrt(weights.shape[-1])
-        return weights.reshape(len(weights), pictures, side, side)
     T, _, N = weights.shape
-    found = np.zeros((T, rows), np.float32)
-    if rows <= N:
-        found[:] = weights[:, 0, :rows]
-    for i in range(N) if rows > N else ():
-        begin, end = i * rows // N, -(-(i + 1) * rows // N)
-        found[:, begin:end] += weights[:, 0, i, None] / (end - begin)
-    if rows % pictures:
-        raise UserError(f"features of {rows} rows are not those of {pictures} frames")
-    found = found.reshape(T, pictures, -1)
-    side = math.isqrt(found.shape[-1])
-    if side**2 != found.shape[-1]:
-        found, side = found.sum(-1), 1
-    return found.reshape(T, pictures, side, side)
+    if rows is not None:
+        side, whole = math.isqrt(N), math.isqrt(filled)
+        if N < filled:  # a model with fewer tokens pools the rows as if they were a square
+            weights = spread(spread(weights.reshape(T, side, side), whole).swapaxes(1, 2), whole).swapaxes(1, 2)
+        weights = weights.reshape(T, filled)
+        weights = weights[:, :rows] if rows <= filled else spread(weights, rows)
+        if rows % pictures:
+            raise UserError(f"features of {rows} rows are not those of {pictures} frames")
+    weights = weights.reshape(T, pictures, -1)
+    side = math.isqrt(weights.shape[-1])
+    if side**2 != weights.shape[-1]:
+        weights, side = weights.sum(-1), 1
+    return weights.reshape(T, pictures, side, side)
+
+
+def spread(weights, n):
+    """Weights `(..., N)` of the results of adaptive max pooling over n as `(..., n)`: each cell's, in equal shares."""
+    N = weights.shape[-1]
+    found = np.zeros((*weights.shape[:-1], n), np.float32)
+    for i in range(N):
+        begin, end = i * n // N, -(-(i + 1) * n // N)
+        found[..., begin:end] += weights[..., i, None] / (end - begin)
+    return found
 
 
 # -------------------------------------------------------------------- pictures

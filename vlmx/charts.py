@@ -25,7 +25,6 @@ COLOURS += ("#7d5a3c", "#8fae2d", "#e58ab4", "#6b7785", "#23507f", "#e3b93f")
 MANY = 25  # more classes than this: a picture and a list instead of a table, the hardest classes instead of all
 HARDEST = 15
 UNDRAWN = {"step", "seeds", "lr", "grad_norm"}  # for these there is TensorBoard
-COUNTS = ("examples_", "grad_norm_", "skipped_")  # of each task: for these too
 
 
 def largest(runs, run_names):
@@ -135,6 +134,30 @@ def lines(steps, values, colour, ylabel, salt):
         axes.margins(x=0.01)
 
     return _svg(draw, "step", ylabel, salt)
+
+
+def by_task(runs, tasks, colours):
+    """[(task, inline SVG)]: the loss of each task while the variants train, a line each; without those of fewer than
+    two steps."""
+    drawn = []
+    for task in tasks:
+        found = []
+        for run in runs:
+            steps, values = run["curve"].get("step") or [], run["curve"].get(f"loss_{task}") or []
+            rows = [(s, v[0]) for s, v in zip(steps, values) if v[0] is not None]
+            if len(rows) > 1:
+                bins = np.array_split(np.array(rows, np.float64), min(len(rows), POINTS // 3))
+                found.append((run["method"], np.array([b.mean(axis=0) for b in bins])))
+
+        def draw(axes, found=found):
+            for method, line in found:
+                axes.plot(*line.T, color=colours[method], linewidth=1.5)
+            axes.locator_params(nbins=6)
+            axes.margins(x=0.01)
+
+        if found:
+            drawn.append((task, _svg(draw, "step", "loss", salt=f"task{len(drawn)}")))
+    return drawn
 
 
 def few_shot(table, colours, salt):

@@ -189,7 +189,7 @@ class Answerer:
 
     def read(self, questions):
         """({number of a task: [(which question, Example)]}, features `(n, F)` by the names that Examples have,
-        {question: BadImage}) of [(text, pictures)]: paths, bytes or uint8 arrays; of a video its file, or its frames."""
+        {question: BadImage}) of [(text, pictures)]: paths or uint8 arrays; of a video its file, or its frames."""
         from vlmx.data.vl import Example
         from vlmx.extract import WHAT, encode
 
@@ -273,18 +273,23 @@ def requests_of(args):
     if not args.jsonl:
         together = [args.image] if args.text else [[path] for path in args.image]
         return [{"image": paths, "text": args.text} for paths in together]
-    rows = []
-    for n, line in enumerate(Path(args.jsonl).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = Path(args.jsonl).read_bytes().decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"--jsonl {args.jsonl}: {getattr(e, 'strerror', None) or f'not UTF-8 text ({e})'}.") from e
+    rows, expected = [], 'expected {"image": path or [paths]}, with "text" for language models.'
+    for n, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as e:
-            raise UserError(f"{args.jsonl}, line {n}: no valid json ({e.msg}).") from e
+            raise UserError(f"{args.jsonl}, line {n}: no valid json ({e.msg}); {expected}") from e
         if row is None:
             continue
-        if not isinstance(row, dict) or not isinstance(row.get("image"), str | list):
-            raise UserError(f'{args.jsonl}, line {n}: expected {{"image": path}}, with "text" for VL checkpoints.')
-        paths = row["image"] if isinstance(row["image"], list) else [row["image"]]
-        rows.append({"image": paths, "text": row.get("text", args.text)})
+        paths, text = (row.get("image"), row.get("text", args.text)) if isinstance(row, dict) else (None, None)
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not all(isinstance(x, str) for x in [*paths, text]) or not paths:
+            raise UserError(f"{args.jsonl}, line {n}: {expected}")
+        rows.append({"image": paths, "text": text})
     return rows
 
 

@@ -209,7 +209,7 @@ def save_mistakes(workdir, images, rows):
     return saved
 
 
-def data_uri(workdir, name):
+def data_uri(workdir, name, side=160):
     """The image as a data URI, or None: a page without one of its pictures is better than no page."""
     path = (Path(workdir) / str(name)).resolve()
     if not path.is_relative_to(Path(workdir).resolve()):
@@ -219,7 +219,7 @@ def data_uri(workdir, name):
     except OSError:
         return None
     small = max(image.size) <= 64
-    image.thumbnail((160, 160))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "PNG" if small else "JPEG", quality=88)
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"

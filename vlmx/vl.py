@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vlmx import features, logs, report, settings, shard, variant, vl_report
+from vlmx import features, logs, report, settings, shard, variant, vl_examples, vl_report, vl_submit
 from vlmx.data import transforms, vl, vl_features
 from vlmx.data.task import Split
 from vlmx.errors import UserError, unknown
@@ -24,6 +23,7 @@ from vlmx.logs import say
 from vlmx.models import zoo
 from vlmx.models.clip import Clip
 from vlmx.models.vlseq import Visual, VLSeq, count
+from vlmx.vl_baseline import baseline
 from vlmx.vl_fit import fit, mix_of, steps_of
 from vlmx.vl_predict import predict
 
@@ -69,9 +69,9 @@ def run(config, workdir):
     model, words, backbone = load_backbone(config, mesh, found[tasks[0].train[0].images[0]].shape)
     say(f"model: {config.model.name}, {count(model.params):,} parameters with the visual embedding, frozen but for:")
     world = World(config, workdir, mesh, tasks, found, model, words, backbone)
-    baseline = {t.name: majority(t) for t in tasks}
-    for name, (answer, numbers) in baseline.items():
-        say(f"{name}: always {answer!r}, the most frequent answer: " + told(numbers))
+    baselines = {t.name: baseline(t) for t in tasks}
+    for name, b in baselines.items():
+        say(f"{name}: always {b['answer']!r} ({b['name']}): {told(b['test'])}")
 
     # ---------------------------------------------------------------- every variant
     runs, examples = [], []
@@ -85,8 +85,8 @@ def run(config, workdir):
             {
                 "name": t.name,
                 **{f"n_{part}": len(getattr(t, part)) for part in ("train", "val", "test")},
-                "metric": next(iter(baseline[t.name][1])),
-                "majority": {"answer": baseline[t.name][0], "test": baseline[t.name][1]},
+                "metric": next(iter(baselines[t.name]["test"])),
+                "baseline": baselines[t.name],
                 "notes": list(t.notes),
             }
             for t in tasks
@@ -167,16 +167,6 @@ def settled(m, c):
     return dataclasses.replace(c, remat=m.remat, **(dropout if m.dropout >= 0 else {}))
 
 
-def majority(task):
-    """(the answer that training examples give most often, by score; what the test says of always giving it)."""
-    scores = Counter()
-    for e in task.train:
-        scores.update(dict(e.targets))
-    answer = max(scores, key=scores.get) if scores else ""
-    tested = task.test or task.val
-    return answer, task.score([answer] * len(tested), tested) if len(tested) else {"accuracy": float("nan")}
-
-
 # -------------------------------------------------------------------- one variant
 def cell(world, name, chosen):
     """Train one variant on all tasks and test it: (an entry of results["runs"], rows of results["examples"]). A
@@ -203,8 +193,9 @@ def cell(world, name, chosen):
                 continue
             said = predict(world, mix, chosen, v, number, examples)
             metrics.setdefault(task.name, {})[part] = task.score(said, examples)
-            if part == "test" and logs.first_process():
-                shown += save_examples(world, folder.name, task, examples, said)
+            if part == "test":
+                shown += vl_examples.save(world, mix, chosen, v, number, said, folder.name)
+                vl_submit.write(world, mix, chosen, v, number, said, folder / "submission")
     first = [next(iter(m["test"].values())) for m in metrics.values() if "test" in m]
     result = {
         "method": name,
@@ -228,18 +219,3 @@ def cell(world, name, chosen):
 def told(numbers):
     """The first of a task's numbers, in words."""
     return ", ".join(f"{k} {v:.1f}" for k, v in list(numbers.items())[:1])
-
-
-def save_examples(world, run, task, examples, said, n=12):
-    """Rows of results["examples"]: of the first test images, in turn, what was asked, said and right."""
-    step = max(len(examples) // n, 1)
-    rows, pictures = range(0, len(examples), step)[:n], vl.reader(task.name)
-    entries = [
-        {"seed": None, "part": task.name, "question": examples[i].text, "said": said[i],
-         "reference": " / ".join(answer for answer, _ in examples[i].targets[:3])}
-        for i in rows
-    ]  # fmt: skip
-    images = tuple(examples[i].images[0] for i in rows)
-    found = hasattr(pictures, "shown") and pictures.shown(task.name, images, world.config.data)
-    images = found or pictures.Pictures(images)
-    return report.save_mistakes(world.workdir, images, [{"run": run, **e} for e in entries])

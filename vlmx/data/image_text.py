@@ -8,7 +8,7 @@ Text, targets, lengths and splits are those of VL-Adapter (Sung et al. 2022, arX
 
 from vlmx.data import karpathy, vl_files, vqav2
 from vlmx.data.vl import Example, Task
-from vlmx.data.vl_files import Checks, LineRows, Lines, Rows, find, needed, read_json, rows_of
+from vlmx.data.vl_files import Checks, LineRows, Lines, Rows, find, needed, read_json, rows_of, soft
 from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError, unknown
 from vlmx.metrics import vqa
@@ -87,9 +87,12 @@ def _gqa_rows(root, part, checks):
             where = f"{path}, entry {i}"
             needed(entry, ("question_id", "img_id", "sent"), where, GQA_ENTRY)
             id, image, question, kind = entry["question_id"], entry["img_id"], entry["sent"], None
-            label = tuple((a, float(s)) for a, s in (entry.get("label") or {}).items())
+            label = soft(entry.get("label"), where, GQA_ENTRY)
         if not (isinstance(image, str) and isinstance(question, str)):
             raise UserError(f"{where}: no 'imageId' or no 'question'. Expected {GQA_ENTRY}")
+        if not all(isinstance(answer, str) for answer, _ in label):
+            raise UserError(f"{where}: 'answer' is {label[0][0]!r}, not a text. Expected {GQA_ENTRY}")
+        kind = kind if isinstance(kind, str) else None
         if checks.entry(where, id, (image,), label):
             rows.append((str(id), image, question, label, kind))
     return rows

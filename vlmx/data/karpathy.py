@@ -47,10 +47,12 @@ def _file(root):
 def images_of(root):
     """(image, part, captions) of each image of Karpathy's file; restval is of train."""
     path = _file(root)
-    content = read_json(path, COCO, lambda row: row["raw"].strip() if "sentid" in row and "raw" in row else row, dict)
+    content = read_json(path, COCO, lambda row: row["raw"] if "sentid" in row and "raw" in row else row, dict)
     if not isinstance(content.get("images"), list):
         raise UserError(f"{path}: no list 'images'. Expected {COCO}")
     for i, row in enumerate(content["images"]):
         needed(row, ("filename", "split", "sentences"), f"{path}, images[{i}]", COCO)
         part = "train" if row["split"] == "restval" else row["split"]
-        yield Path(row["filename"]).stem, part, tuple(s for s in row["sentences"] if isinstance(s, str) and s)
+        if odd := [s for s in row["sentences"] if not isinstance(s, str)]:
+            raise UserError(f"{path}, images[{i}]: a sentence {str(odd[0])[:40]}. Expected {COCO}")
+        yield Path(row["filename"]).stem, part, tuple(s.strip() for s in row["sentences"] if s.strip())

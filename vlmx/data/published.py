@@ -2,18 +2,17 @@
 
 What vlmx/data/vl.py asks of a reader. config.data: `root`, the folder of the annotation files; `features`, paths of
 files or folders of features (vl_features.py), or (): the pictures in `pictures` are encoded; `bad`, "stop" or "skip";
-`java`, metrics that need it; `length`, `target_length`, at most so many tokens of input and of target, 0: as published;
-`options`, {task: {argument of its reader: value}}; `scenes`, share of the embedded world's sizes: pictures and
-annotations are written below `root` first, 0: none are.
+`java`, metrics that need it; `hidden`, tasks whose leaderboard's own test is answered too; `length`, `target_length`,
+at most so many tokens of input and of target, 0: as published; `options`, {task: {argument of its reader: value}};
+`scenes`, share of the embedded world's sizes: pictures and annotations are written below `root` first, 0: none are.
 """
 
+import functools
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from vlmx.data import image_text, own, scene_files, vl_features, vl_forms
+from vlmx.data import image_text, own, scene_files, transforms, vl_features, vl_forms, vqav2
 from vlmx.data import video_text as videos
+from vlmx.data.video import RATE, VIDEOS, frames
 from vlmx.data.vl import Task
 from vlmx.errors import UserError
 
@@ -32,6 +31,15 @@ def load(name: str, data) -> Task:
     task = (videos if name in vl_forms.VIDEO_TEXT else image_text).load(name, data["root"], **options)
     at_most = lambda field, n: min(getattr(task, field), data.get(n) or getattr(task, field))
     return task._replace(length=at_most("length", "length"), target_length=at_most("target_length", "target_length"))
+
+
+def hidden(name: str, data):
+    """The examples of the test part whose answers the leaderboard keeps. UserError for tasks without."""
+    if name in vl_forms.VIDEO_TEXT:
+        return videos.hidden(name, data["root"])
+    if name != "vqa":
+        raise UserError(f"data.hidden: {name} has no test whose answers are kept; its submission is of the test here")
+    return vqav2.hidden(data["root"])
 
 
 def features(data, video=False):
@@ -63,13 +71,19 @@ def source(name: str, config):
 
 
 def shown(name: str, images, data) -> list:
-    """The pictures of these names for the report, the middle frames of videos; grey where there are none."""
-    folder = pictures(data, name in vl_forms.VIDEO_TEXT)
-    found = {p.stem: p for p in folder.rglob("*") if p.suffix.lower() in own.IMAGES} if folder.is_dir() else {}
-    return [_shown(found[i]) if i in found else np.full((64, 64, 3), 128, np.uint8) for i in images]
+    """The PIL pictures of an example's images, or the frames of its video; [] where one is not there."""
+    video = name in vl_forms.VIDEO_TEXT
+    found = _files(pictures(data, video), video)
+    try:
+        if video:
+            return list(frames(found[images[0]], RATE))
+        return [transforms.decode(found[i]) for i in images]
+    except (KeyError, transforms.BadImage, UserError):
+        return []
 
 
-def _shown(path):
-    with Image.open(path) as image:
-        image.seek(getattr(image, "n_frames", 1) // 2)
-        return np.asarray(image.convert("RGB"))
+@functools.cache
+def _files(folder, video):
+    """{name: path} of the pictures or videos in a folder."""
+    endings = VIDEOS if video else own.IMAGES
+    return {p.stem: str(p) for p in folder.rglob("*") if p.suffix.lower() in endings} if folder.is_dir() else {}

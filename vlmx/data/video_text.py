@@ -23,11 +23,12 @@ SUBTITLES = 'lines {"vid_name", "sub": [{"text", "start", "end"}, ...]}'
 class Subtitles:
     """All that is said in each video, by the video's name, read when asked for."""
 
-    def __init__(self, root, show: str):
+    def __init__(self, root, show: str, checks: Checks):
         path = find(root, (f"{show}_subtitles.jsonl",), f"the subtitles {show}_subtitles.jsonl, {SUBTITLES}")
-        self.lines = Lines(path)
-        found = self.lines.scan(Checks(f"{show} subtitles"), ("vid_name", "sub"), SUBTITLES)
-        self.offsets = {row["vid_name"]: offset for offset, _, row in found}
+        self.lines, self.offsets = Lines(path), {}
+        for offset, where, row in self.lines.scan(checks, ("vid_name", "sub"), SUBTITLES):
+            if checks.each(where, row["sub"], "text", SUBTITLES):
+                self.offsets[row["vid_name"]] = offset
 
     def __getitem__(self, video):
         """The lines, stripped and joined by blanks; nothing for a video of which there are none."""
@@ -43,11 +44,18 @@ def _question(choices, said, row, part=0):
     answers = " ".join(f"a{i}: {row[f'a{i}'].strip(' .')}." for i in range(choices))
     text = f"[Subs] {said[row['vid_name']]} [Q] {row['q'].strip()} [TS] ({row['ts']}) [Choices] {answers} "
     targets = ((f"a{row['answer_idx']}", 1.0),) if _answered(row) else ()
-    return Example(str(row["qid"]), (row["vid_name"],), text, targets, {"show": row.get("show_name")})
+    return Example(str(row["qid"]), (row["vid_name"],), text, targets, {"show": str(row.get("show_name") or "")})
 
 
 def _answered(row):
     return int(row.get("answer_idx") is not None)
+
+
+def _right(choices, row):
+    """What is the matter with a question's answer, or None."""
+    right = row.get("answer_idx")
+    if right is not None and (type(right) is not int or right not in range(choices)):
+        return f"'answer_idx' is {right!r}, not a number from 0 to {choices - 1}"
 
 
 def score_choices(predictions, examples, java=None):
@@ -75,6 +83,13 @@ def _described(row):
     return len(row.get("descs") or ())
 
 
+def _texts(row):
+    """What is the matter with a clip's descriptions, or None."""
+    said = row.get("descs") or []
+    if not isinstance(said, list) or not all(isinstance(d, dict) and isinstance(d.get("desc"), str) for d in said):
+        return f"'descs' is {str(said)[:40]}, not a list of objects with a text 'desc'"
+
+
 def score_descriptions(predictions, examples, java=True):
     """The COCO tool's metrics of every description against itself alone, as VL-Adapter was measured; and CIDEr with all
     descriptions of a clip as references, as the benchmark's leaderboard does."""
@@ -89,11 +104,12 @@ def score_descriptions(predictions, examples, java=True):
 
 
 class Form(NamedTuple):
-    """What a row of a task's jsonl files is: whose subtitles go with it, the keys it must have (its id first), how many
-    examples it holds (0: its answer is not public), and how one is made."""
+    """What a row of a task's jsonl files is: whose subtitles go with it, the keys it must have (its id first), what is
+    the matter with its answers, how many examples it holds (0: its answer is not public), and how one is made."""
 
     subtitles: str
     keys: tuple[str, ...]
+    wrong: Callable
     count: Callable
     example: Callable
     score: Callable
@@ -101,12 +117,13 @@ class Form(NamedTuple):
 
 def _choices(subtitles, n):
     keys = ("qid", "vid_name", "q", "ts", *(f"a{i}" for i in range(n)))
-    return Form(subtitles, keys, _answered, functools.partial(_question, n), score_choices)
+    wrong, example = functools.partial(_right, n), functools.partial(_question, n)
+    return Form(subtitles, keys, wrong, _answered, example, score_choices)
 
 
 def _clips(subtitles, stamped):
     keys = ("clip_id", "vid_name") + (("ts",) if stamped else ())
-    return Form(subtitles, keys, _described, functools.partial(_description, stamped), score_descriptions)
+    return Form(subtitles, keys, _texts, _described, functools.partial(_description, stamped), score_descriptions)
 
 
 READERS = {
@@ -128,7 +145,8 @@ def load(name: str, root, images=None, bad="stop", java=True) -> Task:
     if name not in READERS:
         raise unknown("video-text task", name, READERS)
     form, checks = READERS[name], Checks(name, bad, images)
-    parts = {part: _part(root, name, part, checks) for part in ENDINGS}
+    said = Subtitles(root, form.subtitles, checks)
+    parts = {part: _part(root, name, part, checks, said) for part in ENDINGS}
     notes = caption.notes() if java and form.score is score_descriptions else ()
     if not parts["test"]:
         parts |= {"val": (), "test": parts["val"]}
@@ -140,19 +158,23 @@ def load(name: str, root, images=None, bad="stop", java=True) -> Task:
 def hidden(name: str, root):
     """The rows of a task's test part, answered or not, one example each: for its submission file."""
     form, lines = READERS[name], _lines(root, name, "test")
-    offsets = [(offset, 0) for offset, _, _ in lines.scan(Checks(name), form.keys, _expected(form))]
-    return LineRows(lines, offsets, functools.partial(form.example, Subtitles(root, form.subtitles)))
+    checks = Checks(name)
+    offsets = [(offset, 0) for offset, _, _ in lines.scan(checks, form.keys, _expected(form))]
+    return LineRows(lines, offsets, functools.partial(form.example, Subtitles(root, form.subtitles, checks)))
 
 
-def _part(root, name, part, checks):
+def _part(root, name, part, checks, said):
     form, lines, places = READERS[name], _lines(root, name, part), []
     for offset, where, row in lines.scan(checks, form.keys, _expected(form)):
+        if complaint := form.wrong(row):
+            checks.wrong(where, "not as expected", f"{complaint}. Expected {_expected(form)}")
+            continue
         n = form.count(row)
         if part == "test" and not n:
             return ()
         if checks.entry(where, (part, row[form.keys[0]]), (row["vid_name"],), range(n)):
             places += [(offset, i) for i in range(n)]
-    return LineRows(lines, places, functools.partial(form.example, Subtitles(root, form.subtitles)))
+    return LineRows(lines, places, functools.partial(form.example, said))
 
 
 def _lines(root, name, part):

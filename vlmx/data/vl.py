@@ -12,7 +12,8 @@ from vlmx.errors import unknown
 
 # The reader of a task: a module with `load(name, config.data) -> Task` and, where it has images and not their features
 # alone, `Pictures(names)`, a sequence of what data/transforms.py decodes. One whose features lie in files has instead
-# `source(name, config)`, features by name, and `shown(name, images, config.data)`, pictures for the report.
+# `source(name, config)`, features by name, and `shown(name, images, config.data)`, the PIL pictures of one example for
+# the report, of a video its frames; [] where there are none.
 READERS = {"scenes_vqa": "vlmx.data.scene_tasks"}
 READERS |= dict.fromkeys(("vqa", "gqa", "nlvr", "caption", "tvqa", "how2qa", "tvc", "yc2c"), "vlmx.data.published")
 
@@ -36,7 +37,8 @@ class Task(NamedTuple):
     """A task: VL-Adapter (Sung et al. 2022, arXiv 2112.06825), section 4 and appendix.
 
     prefix: of the text, for methods without parameters of each task; `suffix`: it stands behind the text instead (video
-    tasks). images: of an example, 2 of a pair. length, target_length: tokens of input and of target in training, their ends included. loss: how token
+    tasks). images: of an example, 2 of a pair. kind: of the answers, free ("answer"), one of a few ("choice") or a
+    "caption". length, target_length: tokens of input and of target in training, their ends included. loss: how token
     losses become a batch's: "example" (mean over each example's tokens, then over examples), "score" (times the drawn
     target's score) or "token" (mean over the batch's tokens). choices: the answer is one of these words, by one decoder
     step; (): it is generated, with `beams` beams and at most `answer_length` tokens. score: (predicted texts, examples)
@@ -53,6 +55,7 @@ class Task(NamedTuple):
     target_length: int = 20
     suffix: bool = False
     images: int = 1
+    kind: str = "answer"
     loss: str = "example"
     choices: tuple[str, ...] = ()
     beams: int = 1

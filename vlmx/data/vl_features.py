@@ -121,6 +121,13 @@ def where(*paths: str | os.PathLike, rows: int | None = None):
     return Resampled(source, rows) if rows else source
 
 
+def rows(source, name: str) -> int:
+    """How many rows the features of `name` have before they are resampled."""
+    while isinstance(source, Joined):
+        source = next(s for s in source.sources if name in s)
+    return len((source.source if isinstance(source, Resampled) else source)[name])
+
+
 def resampled(features: np.ndarray, rows: int) -> np.ndarray:
     """Frames `(N, F)` as `(rows, F)`: zero rows at the end where there are fewer, the maxima of overlapping windows
     floor(i N / rows) .. ceil((i + 1) N / rows) where there are more (adaptive max pooling)."""

@@ -62,6 +62,16 @@ class Checks:
             return True
         return False
 
+    def each(self, where: str, rows: Sequence, key: str, what: str) -> bool:
+        """Whether all of an entry's own rows can be used: objects with a text `key`."""
+        try:
+            for i, row in enumerate(rows):
+                needed(row, (key,), f"{where}, {i}", what)
+        except UserError as e:
+            self.wrong(where, "not as expected", str(e).removeprefix(f"{where}, "))
+            return False
+        return True
+
     def notes(self) -> tuple[str, ...]:
         """Sentences for Task.notes: what was left out, with the place of the first of each kind."""
         return tuple(f"{n:,} left out {kind}, the first: {self.first[kind]}" for kind, n in self.left_out.items())
@@ -100,13 +110,34 @@ def read_json(path: Path, what: str, hook: Callable | None = None, kind: type = 
     return content
 
 
+TEXT, NUMBER, ID = (str,), (int,), (int, str)
+# What the official files have there; a key that is not here may be anything.
+KINDS = dict.fromkeys(("identifier", "sentence", "sent", "img0", "img1", "img_id", "imageId"), TEXT)
+KINDS |= dict.fromkeys(("question", "filename", "split", "vid_name", "q", "raw", "text", "desc", "answer"), TEXT)
+KINDS |= dict.fromkeys(("a0", "a1", "a2", "a3", "a4"), TEXT)
+KINDS |= dict.fromkeys(("question_id", "qid", "clip_id"), ID) | {"image_id": NUMBER, "ts": (str, list)}
+KINDS |= dict.fromkeys(("sentences", "answers", "sub"), (list,))
+
+
 def needed(row, keys: Sequence[str], where: str, what: str):
-    """UserError where a row is no object with these keys."""
+    """UserError where a row is no object with these keys, or has something of another kind there."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: a json {type(row).__name__}. Expected {what}")
     lacking = [k for k in keys if k not in row]
     if lacking:
         raise UserError(f"{where}: no {' and no '.join(map(repr, lacking))}; it has {', '.join(row)}. Expected {what}")
+    for k in keys:
+        if k in KINDS and (isinstance(row[k], bool) or not isinstance(row[k], KINDS[k])):
+            kinds = " or ".join({str: "a text", int: "a number", list: "a list"}[kind] for kind in KINDS[k])
+            raise UserError(f"{where}: {k!r} is {repr(row[k])[:40]}, not {kinds}. Expected {what}")
+
+
+def soft(label, where: str, what: str) -> tuple[tuple[str, float], ...]:
+    """Targets of VL-T5's {answer: score}; none for None."""
+    label = label or {}
+    if not isinstance(label, dict) or any(type(s) not in (int, float) for s in label.values()):
+        raise UserError(f"{where}: 'label' is {str(label)[:40]}, not {{answer: score}}. Expected {what}")
+    return tuple((a, float(s)) for a, s in label.items())
 
 
 class Rows(Sequence):

@@ -14,8 +14,9 @@ IMAGE_TEXT = {
     "vqa": _form("vqa", length=20, target_length=10, loss="score"),
     "gqa": _form("gqa", "gpa: ", length=20, target_length=20),  # so spelled
     # Without a limit there; the longest sentence has fewer words. Of equal answers the first counts.
-    "nlvr": _form("nlvr", images=2, length=100, target_length=20, choices=("false", "true")),
-    "caption": _form("caption", length=40, target_length=40, loss="token", beams=5),
+    "nlvr": _form("nlvr", images=2, kind="choice", length=100, target_length=20, choices=("false", "true")),
+    "caption": _form("caption", kind="caption", length=40, target_length=40, loss="token", beams=5),
 }
-VIDEO_TEXT = {name: _form(name, **VIDEO) for name in ("tvqa", "how2qa", "tvc", "yc2c")}
+VIDEO_TEXT = {name: _form(name, kind="choice", **VIDEO) for name in ("tvqa", "how2qa")}
+VIDEO_TEXT |= {name: _form(name, kind="caption", **VIDEO) for name in ("tvc", "yc2c")}
 FORMS = IMAGE_TEXT | VIDEO_TEXT

@@ -5,7 +5,7 @@ from collections import Counter
 
 from vlmx.data.karpathy import PARTS, images_of
 from vlmx.data.vl import Example, Task
-from vlmx.data.vl_files import Checks, find, has, needed, read_json, rows_of
+from vlmx.data.vl_files import Checks, find, has, needed, read_json, rows_of, soft
 from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError, unknown
 from vlmx.metrics import vqa
@@ -70,8 +70,9 @@ def _annotations(path):
     found, same = {}, {}  # texts and tuples of texts are few: one copy of each
     for i, a in enumerate(rows):
         needed(a, ("question_id", "answers"), f"{path}, annotations[{i}]", ANNOTATIONS)
-        if not all(isinstance(t, str) for t in a["answers"]):
-            raise UserError(f"{path}, annotations[{i}]: an answer without 'answer'. Expected {ANNOTATIONS}")
+        kinds = [a.get(k) for k in ("multiple_choice_answer", "question_type", "answer_type")]
+        if not all(isinstance(t, str) for t in (*a["answers"], *(k for k in kinds if k is not None))):
+            raise UserError(f"{path}, annotations[{i}]: an answer or a type that is no text. Expected {ANNOTATIONS}")
         answers = tuple(same.setdefault(t, t) for t in a["answers"])
         most = a.get("multiple_choice_answer") or (Counter(answers).most_common(1)[0][0] if answers else None)
         kinds = (same.setdefault(t, t) for t in (a.get("question_type"), a.get("answer_type"), most))
@@ -88,8 +89,6 @@ def _questions(path, year):
     for i, q in enumerate(rows):
         where = f"{path}, questions[{i}]"
         needed(q, ("question_id", "image_id", "question"), where, QUESTIONS)
-        if not isinstance(q["image_id"], int):
-            raise UserError(f"{where}: 'image_id' is {q['image_id']!r}, not COCO's number. Expected {QUESTIONS}")
         yield where, q["question_id"], f"COCO_{folder}_{q['image_id']:012d}", q["question"]
 
 
@@ -135,13 +134,15 @@ def _reference(root, checks):
             where = f"{path}, entry {i}"
             needed(q, ("question_id", "img_id", "sent"), where, VQA_ROWS)
             if "answers" in q:
+                if not isinstance(q["answers"], list) or not all(isinstance(a, str) for a in q["answers"]):
+                    raise UserError(f"{where}: 'answers' that are no texts. Expected {VQA_ROWS}")
                 given = (tuple(q["answers"]), q.get("question_type"), q.get("answer_type"))
             elif part == "train":
                 given = ((), q.get("question_type"), q.get("answer_type"))
             else:
                 known = known or _annotations(_official(root, "annotations", "val2014"))  # where Karpathy's are from
                 given = known.get(q["question_id"], ((), None, None))[:3]
-            label = tuple((a, float(s)) for a, s in q.get("label", {}).items())
+            label = soft(q.get("label"), where, VQA_ROWS)
             if checks.entry(where, q["question_id"], (q["img_id"],), given[0] or ["label"] * ("label" in q)):
                 rows.append((q["question_id"], q["img_id"], q["sent"], label, *given, q.get("is_topk_optimal")))
         parts.append(rows)

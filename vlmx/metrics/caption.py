@@ -4,8 +4,11 @@ CIDEr (Vedantam et al. 2015, arXiv 1411.5726), BLEU (Papineni et al. 2002), ROUG
 Lavie 2014) and SPICE (Anderson et al. 2016, arXiv 1607.08822) are programs in Java: they are there where it is.
 """
 
+import contextlib
 import functools
 import shutil
+import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,11 +39,11 @@ def captions(predictions: Sequence[str], references: Sequence[Sequence[str]], ja
     scores = {"CIDEr": Cider().compute_score(true, said)[0]}
     scores |= {f"BLEU-{n}": s for n, s in enumerate(Bleu(4).compute_score(true, said, verbose=0)[0], 1)}
     scores["ROUGE-L"] = Rouge().compute_score(true, said)[0]
-    for name, scorer in (("METEOR", _meteor), ("SPICE", _spice)):
+    for name, score in (("METEOR", _meteor), ("SPICE", _spice)):
         if java and name not in lacking():
             try:
-                scores[name] = scorer().compute_score(true, said)[0]
-            except (OSError, ValueError) as e:  # Java ended early: no memory, a folder that cannot be written
+                scores[name] = score(true, said)
+            except (OSError, ValueError, subprocess.SubprocessError) as e:  # Java ended early: no memory, no folder
                 logging.warning("%s is left out: its Java program failed (%s)", name, e)
     return {name: 100 * float(score) for name, score in scores.items()}
 
@@ -50,7 +53,7 @@ def lacking() -> dict[str, str]:
     """The metrics that cannot be computed on this machine, each with the reason in words."""
     if not shutil.which("java"):
         return {name: "it is a program in Java, and there is no java on the path" for name in ("METEOR", "SPICE")}
-    if not (FOLDER / "spice/lib/stanford-corenlp-3.6.0-models.jar").exists():
+    if not all((FOLDER / f"spice/lib/stanford-corenlp-3.6.0{end}.jar").exists() for end in ("", "-models")):
         return {"SPICE": "it needs Stanford CoreNLP 3.6.0 (400 MB): python -m pycocoevalcap.spice.get_stanford_models"}
     return {}
 
@@ -61,13 +64,28 @@ def notes() -> tuple[str, ...]:
 
 
 @functools.cache
-def _meteor():
+def _running():
+    """The program of METEOR, once a process; it ends with it."""
     from pycocoevalcap.meteor.meteor import Meteor
 
-    return Meteor()
+    program = Meteor()
+    threading.Thread(target=program.meteor_p.stderr.read, daemon=True).start()  # a full pipe would stop it
+    return program
 
 
-def _spice():
+def _meteor(true, said):
+    program = _running()
+    try:
+        return program.compute_score(true, said)[0]
+    except Exception:
+        program.lock.release()  # a call that fails keeps it: the next one, and the program's end, would wait for ever
+        with contextlib.suppress(OSError):
+            program.meteor_p.stdin.close()
+        _running.cache_clear()
+        raise
+
+
+def _spice(true, said):
     from pycocoevalcap.spice.spice import Spice
 
-    return Spice()
+    return Spice().compute_score(true, said)[0]
