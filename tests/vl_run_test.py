@@ -289,3 +289,31 @@ def test_what_cannot_be_run_is_said_before_anything_is_read():
 
 def test_temperature_mixes_tasks_more_evenly():
     assert Counter(mix(temperature=1e9).order(0)) == {0: 3, 1: 3, 2: 3}
+
+
+# -------------------------------------------------------------------- a backbone pre-trained on vision and language
+def test_passages_lose_words_of_theirs_and_are_told_whole():
+    task = scene_tasks.load("scenes_told", scenes_vl.get_config("smoke").data)
+    shares = [len(e.text.split()) / len(e.targets[0][0].split()) for e in task.train]
+    assert 0.3 < np.mean(shares) < 0.5 and min(shares) == 0  # of all words, half or seven in ten are left
+    for e in task.train:
+        words = iter(e.targets[0][0].split())
+        assert all(word in words for word in e.text.split())  # in their order
+    assert task.loss == "token" and not {e.images for e in task.train} & {e.images for e in task.test}
+
+
+def test_a_run_begins_where_full_fine_tuning_ended(tmp_path):
+    loaded = zoo.load_seq("tiny_bart", visual=Visual(128, 16))
+    full = variant.make("full")
+    v = variant.start(full, jax.random.key(0), loaded.model, 1)
+    v["train"]["backbone"] = jax.tree.map(lambda a: a + 0.01, v["train"]["backbone"])
+    variant.save(tmp_path / "tuned", v, loaded.digest, ("scenes_told",), {"variant": "full", "hyper": {}})
+    config = small()
+    config.model.start = str(tmp_path / "tuned")
+    model, _, digest = vl.load_backbone(config, shard.make_mesh(config.mesh), (16, 128))
+    for name in ("encoder", "decoder", "visual", "added", "token_embed"):
+        old, new = jax.tree.leaves(loaded.model.params[name]), jax.tree.leaves(model.params[name])
+        assert all(np.allclose(b, a + 0.01, atol=1e-6) for a, b in zip(old, new, strict=True)), name
+    assert digest != loaded.digest and len(digest) == 64
+    with pytest.raises(UserError, match="was tuned on the backbone"):
+        variant.begun(loaded.model, tmp_path / "tuned", "another")

@@ -142,10 +142,12 @@ class Answerer:
                 "whose features it was tuned on with --tower."
             )
         loaded = zoo.load_seq(model, visual=Visual(**meta["visual"]), seed=config.get("seed", 0))
+        self.model, digest, self.words, self.tasks = loaded.model, loaded.digest, loaded.tokenizer, []
+        if start := config.get("model", {}).get("start"):
+            self.model, digest = variant.begun(self.model, start, digest)
         self.chosen = variant.make(meta["variant"], **meta["hyper"])
-        like = variant.shapes(self.chosen, loaded.model, len(meta["tasks"]))
-        self.v, _ = variant.load(folder, like, loaded.digest)
-        self.model, self.words, self.tasks = loaded.model, loaded.tokenizer, []
+        like = variant.shapes(self.chosen, self.model, len(meta["tasks"]))
+        self.v, _ = variant.load(folder, like, digest)
         room = self.model.config.positions or 1024  # T5 has no table of positions
         for name in meta["tasks"]:
             form = vl_forms.FORMS.get(name.removeprefix("scenes_"))

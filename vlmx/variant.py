@@ -5,6 +5,7 @@ in front of the text. It is written for one task; which of its parameters every 
 in common, is a list of path patterns. Its file in vlmx/variants/ exports `make(**hyperparameters) -> Variant`.
 """
 
+import hashlib
 import importlib
 import importlib.resources
 import inspect
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 from vlmx import checkpoint, partition
 from vlmx.errors import UserError, unknown
-from vlmx.models import vlseq
+from vlmx.models import vlseq, zoo
 from vlmx.models.clip import Clip
 from vlmx.models.layers import Tap, no_tap
 from vlmx.models.seq_layers import added_start
@@ -210,6 +211,17 @@ def shapes(variant, model, tasks):
 def save(folder, v, backbone, tasks, about):
     """Write what was tuned and nothing else. backbone: the digest of what it was tuned on; about: the variant."""
     checkpoint.export(folder, v, {"backbone": backbone, "tasks": list(tasks), **about})
+
+
+def begun(model, folder, backbone):
+    """(the model with the weights that full fine-tuning left in `folder`, the digest of both): a backbone that was
+    pre-trained on vision and language. UserError as `load`."""
+    full = make("full")
+    v, _ = load(folder, shapes(full, model, 1), backbone)
+    worn, _ = dressed(full, model, pick(v["train"], 0), v["fixed"])
+    as_was = lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding)
+    model = model.replace(params=jax.tree.map(as_was, worn.params, model.params))
+    return model, hashlib.sha256(f"{backbone} {zoo.digest([Path(folder) / 'tuned.safetensors'])}".encode()).hexdigest()
 
 
 def load(folder, like, backbone):

@@ -153,7 +153,10 @@ def load_backbone(config, mesh, grid):
         place=lambda path, shape: shard.sharding(mesh, path, shape, rules + shard.MODEL),
     )  # fmt: skip
     shard.refuse_unused(loaded.model.params, rules)
-    return loaded.model.replace(config=settled(m, loaded.model.config)), loaded.tokenizer, loaded.digest
+    model, digest = loaded.model.replace(config=settled(m, loaded.model.config)), loaded.digest
+    if m.start:
+        model, digest = variant.begun(model, m.start, digest)
+    return model, loaded.tokenizer, digest
 
 
 def visual(m, grid):

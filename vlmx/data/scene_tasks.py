@@ -1,4 +1,5 @@
-"""The embedded world's vision-and-language tasks: questions about scenes, in the form of the published data sets.
+"""The embedded world's vision-and-language tasks: questions about scenes, in the form of the published data sets, and
+passages to pre-train on.
 
 A scene has a name, "train/17", and is drawn from it; so are the questions about it.
 """
@@ -15,7 +16,11 @@ from vlmx.data.vl import Example, Task
 
 
 def load(name, config) -> Task:
-    """scenes_vqa: config.scenes {"train", "val", "test"} scenes, config.questions about each."""
+    """scenes_vqa: config.scenes {"train", "val", "test"} scenes, config.questions about each; or scenes_told: so many
+    passages about each, to be told from the picture and what is left of their words."""
+    if name == "scenes_told":
+        splits = {part: _told(part, n, config.questions) for part, n in config.scenes.items()}
+        return Task(name, "tell: ", **splits, score=score, length=26, target_length=28, loss="token", answer_length=28)
     splits = {part: _examples(part, n, config.questions) for part, n in config.scenes.items()}
     return Task(name, "vqa: ", **splits, score=score, length=20, target_length=6, answer_length=8)
 
@@ -27,6 +32,24 @@ def _examples(part, scenes_of_it, each):
         scene, rng = _scene(image)
         for k, q in enumerate(scene_text.questions(scene, rng, each)):
             found.append(Example(f"{image}/{k}", (image,), q.text, ((q.answer, 1.0),), q.kind))
+    return found
+
+
+LEFT_OUT = (0.3, 0.5, 1.0)  # of a passage's words: BART's deletion of tokens (arXiv 1910.13461), up to a caption
+WORDS = 18  # of a passage, at most
+
+
+def _told(part, scenes_of_it, each):
+    found = []
+    for i in range(scenes_of_it):
+        image = f"told/{part}/{i}"  # other scenes than the questions are about
+        scene, rng = _scene(image)
+        for k in range(each):
+            while len(words := scene_text.passage(scene, rng).lower().split()) > WORDS:
+                pass
+            share = rng.choice(LEFT_OUT)
+            left = " ".join(w for w in words if rng.random() >= share)
+            found.append(Example(f"{image}/{k}", (image,), left, ((" ".join(words), 1.0),)))
     return found
 
 

@@ -14,7 +14,7 @@ from vlmx.errors import unknown
 # alone, `Pictures(names)`, a sequence of what data/transforms.py decodes. One whose features lie in files has instead
 # `source(name, config)`, features by name, and `shown(name, images, config.data)`, the PIL pictures of one example for
 # the report, of a video its frames; [] where there are none.
-READERS = {"scenes_vqa": "vlmx.data.scene_tasks"}
+READERS = dict.fromkeys(("scenes_vqa", "scenes_told"), "vlmx.data.scene_tasks")
 READERS |= dict.fromkeys(("vqa", "gqa", "nlvr", "caption", "tvqa", "how2qa", "tvc", "yc2c"), "vlmx.data.published")
 
 
