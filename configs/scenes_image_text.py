@@ -12,7 +12,7 @@ from vlmx.data.vl_forms import IMAGE_TEXT
 def get_config(arg="single_adapter"):
     """arg: as vl_common.run says."""
     config = vl_common.run(
-        "scenes_image_text", arg, IMAGE_TEXT, scenes_vl.recipe, epochs=1.5, batch=32, backbone="tiny_bart",
+        "scenes_image_text", arg, IMAGE_TEXT, scenes_vl.recipe, epochs=1, batch=32, backbone="tiny_bart",
         tower="tiny_clip", root="scenes/image", scenes=1.0, options={"gqa": {"train": ("train",)}},
         length=22, target_length=26,  # no text is longer
     )  # fmt: skip
