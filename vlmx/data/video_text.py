@@ -145,8 +145,9 @@ def load(name: str, root, images=None, bad="stop", java=True) -> Task:
     if name not in READERS:
         raise unknown("video-text task", name, READERS)
     form, checks = READERS[name], Checks(name, bad, images)
+    lines = {part: _lines(root, name, part) for part in ENDINGS}
     said = Subtitles(root, form.subtitles, checks)
-    parts = {part: _part(root, name, part, checks, said) for part in ENDINGS}
+    parts = {part: _part(name, part, lines[part], checks, said) for part in ENDINGS}
     notes = caption.notes() if java and form.score is score_descriptions else ()
     if not parts["test"]:
         parts |= {"val": (), "test": parts["val"]}
@@ -163,8 +164,8 @@ def hidden(name: str, root):
     return LineRows(lines, offsets, functools.partial(form.example, Subtitles(root, form.subtitles, checks)))
 
 
-def _part(root, name, part, checks, said):
-    form, lines, places = READERS[name], _lines(root, name, part), []
+def _part(name, part, lines, checks, said):
+    form, places = READERS[name], []
     for offset, where, row in lines.scan(checks, form.keys, _expected(form)):
         if complaint := form.wrong(row):
             checks.wrong(where, "not as expected", f"{complaint}. Expected {_expected(form)}")
