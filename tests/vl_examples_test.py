@@ -22,7 +22,7 @@ def world(request, tmp_path_factory):
     scene_files.write(root, request.param, scale=0.001)
     config.data.update(root=str(root), scenes=0.0, hidden=("tvqa",))
     config.tasks, config.eval_batch = ("nlvr", "caption") if request.param == "image" else ("tvqa", "tvc"), 8
-    tasks = tuple(published.load(name, config.data) for name in config.tasks)
+    tasks = tuple(published.load(name, config.data)._replace(beams=1, answer_length=8) for name in config.tasks)
     mesh = shard.make_mesh(config.mesh)
     found, _ = vl.encode(config, tasks, mesh)
     model, words, digest = vl.load_backbone(config, mesh, found[tasks[0].train[0].images[0]].shape)

@@ -18,7 +18,9 @@ def save(world, mix, chosen, v, number, said, run):
     task = world.tasks[number]
     rows = range(0, len(task.test), max(len(task.test) // SHOWN, 1))[:SHOWN]
     examples, answers = [task.test[i] for i in rows], [said[i] for i in rows]
-    looked = attention.weights(world, mix, chosen, v, number, examples[:LOOKED], answers[:LOOKED])
+    at = [i for i, a in enumerate(answers) if a.strip()][:LOOKED]
+    of = [examples[i] for i in at], [answers[i] for i in at]
+    looked = attention.weights(world, mix, chosen, v, number, *of) if at else []
     if not logs.first_process():
         return []
     pictures = [shown(task, e, world.config.data) for e in examples]
@@ -27,7 +29,7 @@ def save(world, mix, chosen, v, number, said, run):
         for e, a in zip(examples, answers)
     ]
     entries = report.save_mistakes(world.workdir, map(mosaic, pictures), entries)
-    for i, (tokens, found) in enumerate(looked):
+    for i, (tokens, found) in zip(at, looked):
         if tokens and pictures[i]:
             rows = vl_features.rows(world.features, examples[i].images[0]) if task.suffix else None
             try:
