@@ -84,20 +84,12 @@ def weights(world, mix, chosen, v, number, examples, answers):
     batch["labels"] = np.concatenate([labels, np.full((rows - len(labels), length), -100, labels.dtype)])
     batch = shard.put(world.mesh, "batch", batch, shard.SEVERAL)
     found = shard.gather(world.mesh, _weights(chosen, world.model, v, batch))
-<<<<<<< HEAD
-    n_images, N = batch["real"].shape[1], world.model.config.visual.tokens
-=======
     images, N = batch["real"].shape[1], world.model.config.visual.tokens
->>>>>>> vlreport
     special, said = [-100, *mix.words.hf.all_special_ids], []
     for example, answer, w, ids in zip(examples, answers, found, labels):
         own = np.flatnonzero(~np.isin(ids, special))
         own = own[:1] if task.choices else own  # the first alone decides
-<<<<<<< HEAD
-        w = w[own][:, -N * n_images :].reshape(len(own), n_images, N)
-=======
         w = w[own][:, -N * images :].reshape(len(own), images, N)
->>>>>>> vlreport
         tokens = (answer,) if task.choices else tuple(mix.words.hf.decode([i]).strip() for i in ids[own])
         said.append((tokens, np.asarray(w[:, : len(example.images)], np.float32)))
     return said
