@@ -181,9 +181,11 @@ def test_tasks_and_features_of_a_run(image_root, monkeypatch):
     """Scenes are written where they are not, encoded once into a file below the root, and checked against it."""
     config = importlib.import_module("configs.scenes_image_text").get_config("single_adapter,smoke")
     config.data.root = str(image_root)
+    config.data.length = config.data.target_length = 0
     task = published.load("nlvr", config.data)
-    config.data.length = 24
-    assert (task.length, published.load("nlvr", config.data).length) == (100, 24)
+    config.data.length, config.data.target_length = 24, 30
+    shorter = published.load("nlvr", config.data)
+    assert (task.length, task.target_length, shorter.length, shorter.target_length) == (100, 20, 24, 20)
     encoded = []
 
     def run(args):
@@ -199,7 +201,9 @@ def test_tasks_and_features_of_a_run(image_root, monkeypatch):
     config.data.features = (str(image_root / "images-tiny_clip-grid.h5"),)
     with pytest.raises(UserError, match="there are no features of '2000001'"):
         published.load("gqa", config.data)
-    assert published.shown("nlvr", ["none", task.train[0].images[0]], config.data)[1].shape == (64, 64, 3)
+    first = task.train[0].images
+    assert [picture.size for picture in published.shown("nlvr", first, config.data)] == [(64, 64)] * 2
+    assert published.shown("nlvr", ("none", first[0]), config.data) == []
     config.data.root = ""
     with pytest.raises(UserError, match="data.root: gqa needs the folder"):
         published.load("gqa", config.data)
