@@ -89,10 +89,9 @@ def measure(step, slice):
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(e))
-        if not used:
+        if not (wants := exceeded(str(e), sum(held.values()))):
             raise
-        peak, limit = (float(used[i]) * 1024 ** ("KMGT".index(used[i + 1]) + 1) for i in (1, 3))
+        peak, limit = wants
         memory = held | {"everything else": peak - sum(held.values())}
         found |= {"memory": memory, "peak": peak, "limit": limit, "fits": False}
         return found | {"seconds_to_compile": round(time.monotonic() - began, 1)}
@@ -106,13 +105,27 @@ def measure(step, slice):
     memory |= {"code": m.generated_code_size_in_bytes}
     peak, limit = sum(memory.values()), slice.chip.hbm if slice.chip else None
     found |= {"memory": memory, "idle": idle, "peak": peak, "limit": limit, "fits": peak <= limit if limit else None}
-    cost = hlo.cost(program.as_text()).scaled(1 / K)
+    try:
+        cost = hlo.cost(program.as_text()).scaled(1 / K)
+    except jax.errors.JaxRuntimeError:
+        found["not_counted"] = ["the operations: this jaxlib cannot read what libtpu has made"]
+        return found | {"seconds_to_compile": round(time.monotonic() - began, 1)}
     found |= {"flops": cost.flops, "passes": cost.passes, "bytes": cost.bytes, "not_counted": list(cost.unknown)}
     found["collectives"] = [
         {"kind": kind, "chips": n or slice.size, "bytes": carried, "times": cost.times[kind, n]}
         for (kind, n), carried in cost.collectives.items()
     ]
     return timed(found | {"seconds_to_compile": round(time.monotonic() - began, 1)}, slice)
+
+
+def exceeded(message, held):
+    """(bytes that a program needs, bytes that there are), of the compiler's message that it does not fit; None for
+    another. held: bytes of what it is given, which one of the two kinds of message leaves out."""
+    sizes = r"([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])"
+    if not (m := re.search(sizes, message)):
+        return None
+    needs, limit = (float(m[i]) * 1024 ** ("KMGT".index(m[i + 1]) + 1) for i in (1, 3))
+    return needs + (held if "for HLO temporaries" in message else 0), limit
 
 
 def timed(found, slice):
