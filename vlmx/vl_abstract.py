@@ -23,9 +23,9 @@ from vlmx.errors import UserError
 from vlmx.models import convert_seq, files, vlseq, zoo
 from vlmx.models.clip import Clip
 
-# Examples to train on, validate and test, where the files are not on this machine, by thousands where only these are
-# published. VQAv2 and GQA (train and val together): Cho et al. 2021 (arXiv 2102.02779); NLVR2, COCO's captions by
-# Karpathy's split, TVQA, How2QA, TVC, YC2C: VL-Adapter (arXiv 2112.06825), appendix; the last four have no open test.
+# Examples to train on, validate and test, where the files are not on this machine; by thousands where only these are
+# published. From memory of the data sets' and VL-Adapter's papers, not counted in files: a plan's steps and hours
+# follow from them, nothing else does. The last four have no open test.
 SIZES = {
     "vqa": (605102, 26729, 26280),
     "gqa": (1075062, 0, 12578),
