@@ -8,11 +8,12 @@ import resource
 import shutil
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from processes_test import SMALL, numbers, start, steps, tuned, wait_for
 
-from vlmx import errors
+from vlmx import checkpoint, errors
 
 OFTEN = (
     *SMALL, "--config.recipe.coop.hyper.n_ctx=16", "--config.recipe.coop.epochs=50", "--config.checkpoint_every=10",
@@ -97,6 +98,20 @@ def test_a_full_disk_ends_in_one_error_and_the_run_goes_on_elsewhere(whole, cut,
     assert start(there, *OFTEN).wait() == 0, (tmp_path / "there.log").read_text()
     assert f"going on after step {step} of" in (tmp_path / "there.log").read_text()
     assert numbers(there) == numbers(whole) and tuned(there) == tuned(whole)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("Error writing 'a': RESOURCE_EXHAUSTED: File too large [os_error_code='27'] [path='x']", "File too large"),
+        ("{'shape': [2] true}']: writing \"x\": File too large [os_error_code='27']", "File too large"),
+        ("[Errno 27] File too large", "File too large"),
+    ],
+)
+def test_why_a_checkpoint_could_not_be_written(said, reason, tmp_path):
+    with pytest.raises(errors.Unwritable, match=f"cannot be written: {reason}"):
+        with checkpoint._written(SimpleNamespace(directory=tmp_path)):
+            raise ValueError(said)
 
 
 def as_anyone():

@@ -68,7 +68,8 @@ def _written(checkpoints):
     try:
         yield
     except (OSError, ValueError) as e:
-        reason = re.search(r"[^:]*(?= \[os_error_code)|(?<=\] ).*", str(e))  # tensorstore's words; Python's
+        # tensorstore's words, whatever arrays it names before them; Python's
+        reason = re.search(r"[^:\n]*(?= \[os_error_code)", str(e)) or re.search(r"(?<=\] ).*", str(e))
         if reason is None:
             raise
         raise Unwritable(checkpoints.directory, reason[0].strip()) from e
