@@ -77,7 +77,7 @@ def published(rates, usual):
 
     def recipe(name):
         optimizer = {"lr": rates.get(name, usual), "wd": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-6, "clip": 5.0}
-        return ConfigDict({"hyper": PUBLISHED[name][1], "epochs": 1.0, "warmup": "10 percent", "optimizer": optimizer})
+        return ConfigDict({"hyper": PUBLISHED[name][1], "warmup": "10 percent", "optimizer": optimizer})
 
     return recipe
 

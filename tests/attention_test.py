@@ -105,3 +105,10 @@ def test_the_heat_is_where_the_weight_is():
 
     hot, cold = colour(0.75, 0.75), colour(0.25, 0.25)
     assert hot[0] - hot[2] > 150 and abs(cold[0] - cold[2]) < 10
+
+
+def test_an_answer_of_no_words_is_its_picture_alone():
+    found = attention.cells(np.zeros((0, 1, 16), np.float32), 1)
+    assert found.shape == (0, 1, 4, 4)
+    picture = Image.new("RGB", (8, 8))
+    assert len(attention.Attended("vqa: what?", "", (), found, [picture]).figure().axes) == 1

@@ -3,10 +3,8 @@
     seen = attention.attend("runs/scenes_image_text/single_adapter/tuned", "x.jpg", "vqa: what colour is the circle?")
     seen.answer, seen.tokens, seen.weights.shape, seen.figure()      # in a notebook `seen` alone shows the figure
 
-Shown is the decoder's cross-attention in its last layer, averaged over heads, for each token of the answer. On scenes,
-where it is known which cells show something, the last layer turns to these (76 % of its weight on pictures, which they
-are 61 % of); earlier layers, and rollout through the encoder (Abnar and Zuidema 2020, arXiv 2005.00928), do not: they
-rest on single cells of the background whatever is asked.
+Shown is the decoder's cross-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.3) in its last layer, the one
+that a word is read from, averaged over heads, for each token of the answer.
 
 Shape letters: B examples, T tokens of an answer, M encoder positions, I images of an example, N visual tokens of each.
 """
@@ -122,7 +120,7 @@ def cells(weights, pictures, rows=None, filled=vl_features.ROWS):
         weights = weights[:, :rows] if rows <= filled else spread(weights, rows)
         if rows % pictures:
             raise UserError(f"features of {rows} rows are not those of {pictures} frames")
-    weights = weights.reshape(T, pictures, -1)
+    weights = weights.reshape(T, pictures, math.prod(weights.shape[1:]) // pictures)  # T is 0 where nothing was said
     side = math.isqrt(weights.shape[-1])
     if side**2 != weights.shape[-1]:
         weights, side = weights.sum(-1), 1

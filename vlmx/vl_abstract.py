@@ -82,8 +82,7 @@ def _published(name, data):
     form = vl_forms.FORMS[name]
     example = Example("", ("image",) * (2 if name == "nlvr" else 1), "", (("", 1.0),))
     splits = [_Same(example, n) for n in SIZES[name]]
-    length = min(form.length, data.get("length") or form.length)
-    return form.filled(splits, None)._replace(length=length)
+    return published.cut(form.filled(splits, None), data)
 
 
 class _Same(collections.abc.Sequence):

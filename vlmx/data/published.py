@@ -29,8 +29,13 @@ def load(name: str, data) -> Task:
     if name in vl_forms.VIDEO_TEXT or name == "caption":
         options["java"] = data.get("java", True)
     task = (videos if name in vl_forms.VIDEO_TEXT else image_text).load(name, data["root"], **options)
-    at_most = lambda field, n: min(getattr(task, field), data.get(n) or getattr(task, field))
-    return task._replace(length=at_most("length", "length"), target_length=at_most("target_length", "target_length"))
+    return cut(task, data)
+
+
+def cut(task, data):
+    """A task whose texts have at most config.data.length and target_length tokens."""
+    at_most = {n: min(getattr(task, n), data.get(n) or getattr(task, n)) for n in ("length", "target_length")}
+    return task._replace(**at_most)
 
 
 def hidden(name: str, data):

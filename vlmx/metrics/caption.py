@@ -77,7 +77,7 @@ def _meteor(true, said):
     program = _running()
     try:
         return program.compute_score(true, said)[0]
-    except Exception:
+    except BaseException:  # a person who stops it too
         program.lock.release()  # a call that fails keeps it: the next one, and the program's end, would wait for ever
         with contextlib.suppress(OSError):
             program.meteor_p.stdin.close()
