@@ -1,4 +1,4 @@
-"""Span corruption of the embedded world's text for the tiny T5, 1.4 million parameters.
+"""Span corruption of the embedded world's text, and reading, for the tiny T5, 1.5 million parameters.
 
 python -m vlmx.main --config configs/pretrain_t5.py --workdir DIR
 
@@ -15,18 +15,18 @@ def get_config(arg=""):
     config.family = "pretrain_text"
     config.kind = "t5"
     config.seed = 0
-    config.data = ConfigDict(dict(texts=24_000, held_out=512, length=32, target_length=16, seed=0))
-    # longer texts, a third of them, are left out
+    config.data = ConfigDict(dict(texts=30_000, readings=300_000, held_out=512, seed=0, workers=8))
+    config.data.length, config.data.target_length = 144, 48  # longer ones are left out
     config.noise = ConfigDict(dict(density=0.25, mean=2.0))  # texts are short: more, and shorter spans than T5's own
-    config.width, config.heads, config.layers, config.vocab = 128, 4, 3, 512
+    config.width, config.heads, config.layers, config.vocab = 128, 4, 3, 640
     config.dropout = 0.0
-    config.batch, config.steps = 32, 2000
+    config.batch, config.steps = 128, 20_000
     config.optimizer = ConfigDict(dict(name="adamw", lr=1e-3, wd=0.01, b2=0.98, eps=1e-6, clip=1.0))
-    config.optimizer.schedule = ConfigDict(dict(name="cosine", warmup=100))
+    config.optimizer.schedule = ConfigDict(dict(name="cosine", warmup=500))
     config.optimizer.groups = ((".*(kernel|embed)", {}), (".*", {"wd": 0.0}))  # decay is for matrices
-    config.log_every, config.checkpoint_every = 20, 250
+    config.log_every, config.checkpoint_every = 100, 5000
     if arg == "smoke":
-        config.data.update(texts=200, held_out=64)
+        config.data.update(texts=200, readings=200, held_out=128, workers=0)
         config.width, config.heads, config.layers = 32, 2, 1
         config.batch, config.steps, config.optimizer.schedule.warmup, config.checkpoint_every = 8, 4, 1, 2
     return config

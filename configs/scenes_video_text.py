@@ -13,7 +13,7 @@ def get_config(arg="single_adapter"):
     """arg: as vl_common.run says."""
     config = vl_common.run(
         "scenes_video_text", arg, VIDEO_TEXT, scenes_vl.recipe, epochs=3, batch=32, backbone="tiny_bart",
-        tower="tiny_clip", root="scenes/video", scenes=1.0, length=146, target_length=16,  # no text is longer
+        tower="tiny_clip", root="scenes/video", scenes=1.0, length=108, target_length=16,  # no text is longer
     )  # fmt: skip
     config.model.dropout = 0.0  # as in scenes_vl
     return config

@@ -1,5 +1,5 @@
-"""Pre-training of the embedded world's own T5 and BART: what is said about scenes -> a tokenizer -> denoising -> a
-checkpoint.
+"""Pre-training of the embedded world's own T5 and BART: what is said about scenes -> a tokenizer -> denoising and
+reading -> a checkpoint.
 
 `python -m vlmx.main --config configs/pretrain_t5.py --workdir DIR` (or pretrain_bart.py) comes here.
 """
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from vlmx import logs
 from vlmx.data import denoising, scene_text, seq_tokenizer
+from vlmx.data.scene_reading import readings
 from vlmx.generate import generate
 from vlmx.models import convert_seq
 from vlmx.models.vlseq import Generation, SeqConfig, VLSeq
@@ -38,19 +39,18 @@ def run(config, workdir):
     folder.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------- texts and their tokens
-    logs.say(f"speaking of {d.texts} scenes")
-    texts, held_out = (passages(f"text/{part}", n) for part, n in ((d.seed, d.texts), ("held out", d.held_out)))
-    (write_unigram if config.kind == "t5" else write_bpe)(folder, texts[:20_000], config.vocab)
+    logs.say(f"speaking of {d.texts} scenes, and asking {d.readings} questions in {d.workers} processes")
+    parts = ((d.seed, d.texts, d.readings), ("held out", d.held_out, d.held_out))
+    said = [(passages(f"text/{part}", n), readings(f"read/{part}", m, d.workers)) for part, n, m in parts]
+    samples = said[0][0][:20_000] + [" ".join(pair) for pair in said[0][1][:20_000]]
+    (write_unigram if config.kind == "t5" else write_bpe)(folder, samples, config.vocab)
     words = seq_tokenizer.load(folder, config.vocab, pad=int(config.kind == "bart")).hf
-    rows, held_out = (
-        [ids for ids in words(part, add_special_tokens=False)["input_ids"] if len(ids) <= d.length - 2]
-        for part in (texts, held_out)
-    )
+    (texts, read), held_out = ((told(words, d, texts), told(words, d, pairs)) for texts, pairs in said)
 
     # ---------------------------------------------------------------- steps
     model = VLSeq({}, seq_config(config, len(words)))
     corrupt, how = noise(config, words)
-    begin = lambda done: denoising.batches(rows, corrupt, config.batch, config.steps, config.seed, done, **how)
+    begin = lambda done: denoising.batches(texts + read, corrupt, config.batch, config.steps, config.seed, done, **how)
     params = train(config, workdir, "denoising", model, begin, "texts")
 
     # ---------------------------------------------------------------- the checkpoint, and what it fills in
@@ -58,7 +58,9 @@ def run(config, workdir):
         params["logits_bias"] = np.zeros((1, len(words)), np.float32)
     model = model.replace(params=params)
     convert_seq.save_hf(folder, model.config, params)
-    figures = {k: round(v, 2) for k, v in filled(model, held_out, corrupt, config, how).items()}
+    figures = filled(model, held_out[0], corrupt, config, how)
+    figures["answers"] = filled(model, held_out[1], corrupt, config, how)["texts"]
+    figures = {name: round(value, 2) for name, value in figures.items()}
     logs.say(", ".join(f"{name} {value} %" for name, value in figures.items()))
     params.pop("logits_bias", None)
     return finish(folder, config, params, began, {"held_out": figures})
@@ -71,6 +73,18 @@ def passages(seed, n):
         rng = random.Random(f"{seed}/{i}")
         said.append(scene_text.passage(scene_text.scene(rng), rng).lower())
     return said
+
+
+def told(words, data, texts):
+    """The token ids of texts, or of pairs of them, without special tokens; those that are too long are left out."""
+
+    def ids(texts, length):
+        return [row if len(row) <= length - 2 else None for row in words(texts, add_special_tokens=False)["input_ids"]]
+
+    if texts and isinstance(texts[0], str):  # BART's target is the whole text
+        return [row for row in ids(texts, min(data.length, data.target_length)) if row]
+    read, written = zip(*texts)
+    return [pair for pair in zip(ids(list(read), data.length), ids(list(written), data.target_length)) if all(pair)]
 
 
 # -------------------------------------------------------------------- tokenizers
@@ -155,8 +169,9 @@ def noise(config, words):
 
 
 def filled(model, rows, corrupt, config, how, size=64):
-    """Per cent of held-out texts: "tokens" of the targets that are the likeliest, given those before them; "texts":
-    targets that are generated to the letter (for T5 what was taken out; for BART the text, which came shuffled)."""
+    """Per cent of held-out texts, or of what is to be written of what is read: "tokens" of the targets that are the
+    likeliest, given those before them; "texts": targets that are generated to the letter (for T5 what was taken out;
+    for BART the text, which came shuffled)."""
     tokens, texts = [], []
     for i in range(0, len(rows) // size * size, size):
         b = denoising.batch(rows[i : i + size], corrupt, np.random.default_rng([config.seed, i]), **how)

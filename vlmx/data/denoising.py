@@ -55,14 +55,16 @@ def infill(ids, rng, mask, end, density=0.3, mean=3.0):
 
 
 def batch(texts, corrupt, rng, begin, end, pad, length, target_length):
-    """{"ids" `(B, length)`, "labels" `(B, target_length)`} int32 of texts, each corrupted by `corrupt(ids, rng)`.
+    """{"ids" `(B, length)`, "labels" `(B, target_length)`} int32 of texts, each corrupted by `corrupt(ids, rng)`; or of
+    pairs (input, target), which stay as they are.
 
     begin: ids in front of both; end: the id behind both; labels are -100 where there is padding.
     """
     ids = np.full((len(texts), length), pad, np.int32)
     labels = np.full((len(texts), target_length), -100, np.int32)
     for i, text in enumerate(texts):
-        for row, said in zip((ids[i], labels[i]), corrupt(text, rng), strict=True):
+        pair = text if isinstance(text, tuple) else corrupt(text, rng)
+        for row, said in zip((ids[i], labels[i]), pair, strict=True):
             said = [*begin, *said][: len(row) - 1] + [end]
             row[: len(said)] = said
     return {"ids": ids, "labels": labels}

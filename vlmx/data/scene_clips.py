@@ -61,7 +61,12 @@ def a_clip(rng: random.Random) -> Clip:
 
 def frames(clip: Clip) -> np.ndarray:
     """Its frames, uint8 [FRAMES, 64, 64, 3]."""
-    return np.stack([scenes.draw(_at(clip, i / (FRAMES - 1))) for i in range(FRAMES)])
+    return np.stack([scenes.draw(s) for s in moments(clip)])
+
+
+def moments(clip: Clip) -> list[Scene]:
+    """The scene of each frame."""
+    return [_at(clip, i / (FRAMES - 1)) for i in range(FRAMES)]
 
 
 def _at(clip, t):
@@ -73,7 +78,7 @@ def _at(clip, t):
     elif clip.event in ("grows", "shrinks"):
         o = o._replace(radius=round(o.radius + t * (11 if clip.event == "grows" else -11)))
     elif clip.event == "colour" and t > 0.5:
-        o = o._replace(rgb=COLOURS[clip.colour])
+        o = o._replace(colour=clip.colour, rgb=COLOURS[clip.colour])
     objects = list(clip.scene.objects)
     objects[clip.which : clip.which + 1] = [] if clip.event == "leaves" and t > 0.5 else [o]
     return clip.scene._replace(objects=tuple(objects))

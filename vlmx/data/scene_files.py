@@ -20,9 +20,9 @@ from vlmx.metrics.vqa import normalised
 
 # Pictures, pairs or clips of each part of a family.
 SIZES = {
-    "coco": {"train": 3000, "val": 200, "test": 400},  # questions as VQAv2's, captions
+    "coco": {"train": 2400, "val": 200, "test": 400},  # questions as VQAv2's, captions
     "gqa": {"train": 2000, "val": 200, "testdev": 400},
-    "nlvr": {"train": 1500, "dev": 150, "test1": 300},
+    "nlvr": {"train": 2400, "dev": 150, "test1": 300},
     "tv": {"train": 1200, "val": 150, "test": 300},  # questions as TVQA's, descriptions as TVC's
     "how2": {"train": 800, "val": 100, "test": 200},
     "yc2": {"train": 800, "val": 100, "test": 200},
@@ -38,7 +38,7 @@ def write(root: str | os.PathLike, family: str = "image", scale: float = 1.0, se
 
     scale: of all SIZES. workers: processes that draw; the files are the same for any number.
     """
-    root, made = Path(root), {"family": family, "scale": scale, "seed": seed, "format": 1}
+    root, made = Path(root), {"family": family, "scale": scale, "seed": seed, "format": 2}
     note = root / "scenes.json"
     if note.exists():
         if (found := json.loads(note.read_text())) != made:
@@ -166,31 +166,15 @@ def _nlvr(root, seed, sizes):
     pictures = {}
     for part, n in sizes.items():
         rows, rng = [], random.Random(f"{seed}/{part}")
-        pairs = [tuple(_with_objects(rng) for _ in range(2)) for _ in range(n)]
+        pairs = [tuple(scene_reasoning.with_objects(rng) for _ in range(2)) for _ in range(n)]
         for set_, own in enumerate(zip(pairs[::2], pairs[1::2])):
             for j, pair in enumerate(own):
                 pictures |= {f"{part}-{set_}-{j}-img{k}": scene for k, scene in enumerate(pair)}
-            for k, said in enumerate(_dividing(own, rng, SENTENCES)):
+            for k, said in enumerate(scene_reasoning.dividing(own, rng, SENTENCES)):
                 rows += [{"identifier": f"{part}-{set_}-{j}-{k}", "sentence": said.text, "label": str(said.true(*pair))}
                          for j, pair in enumerate(own)]  # fmt: skip
         _lines(root / "nlvr" / f"{part}.json", rows)
     return pictures
-
-
-def _with_objects(rng):
-    while not (scene := scene_text.scene(rng)).objects:
-        pass
-    return scene
-
-
-def _dividing(own, rng, n, tries=200):
-    """Up to `n` sentences that are true of one of two pairs and not of the other."""
-    found = {}
-    for _ in range(tries):
-        said = scene_reasoning.sentence(*rng.choice(own), rng)
-        if len(found) < n and said.true(*own[0]) != said.true(*own[1]):
-            found[said.text] = said
-    return list(found.values())
 
 
 # ------------------------------------------------------------------------------------------------ clips

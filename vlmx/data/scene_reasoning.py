@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vlmx.data.scene_text import SIDES, a, names, plural, thing
+from vlmx.data.scene_text import SIDES, a, names, plural, scene, thing
 from vlmx.data.scenes import BACKGROUNDS, COLOURS, FILLS, KINDS, WORDS, Object, Scene, relation
 
 WORDS_OF = {"colour": tuple(COLOURS), "kind": tuple(KINDS), "fill": tuple(FILLS)}
@@ -150,4 +150,25 @@ def sentence(left: Scene, right: Scene, rng: random.Random) -> Sentence:
         Sentence(f"each picture shows exactly {WORDS[n]} shape{'s' * (n > 1)}.",
                  lambda x, y: len(x.objects) == len(y.objects) == n),
         Sentence(f"at least one background is {colour}.", lambda x, y: colour in (x.background, y.background)),
+        Sentence(f"no background is {colour}.", lambda x, y: colour not in (x.background, y.background)),
+        Sentence("both backgrounds have the same colour.", lambda x, y: x.background == y.background),
+        Sentence(f"the left background is {left.background} and the right one {right.background}.",
+                 lambda x, y: (x.background, y.background) == (left.background, right.background)),
     ))  # fmt: skip
+
+
+def with_objects(rng) -> Scene:
+    """A scene with objects."""
+    while not (found := scene(rng)).objects:
+        pass
+    return found
+
+
+def dividing(own, rng: random.Random, n: int, tries=200) -> list[Sentence]:
+    """Up to `n` sentences that are true of one of two pairs of scenes and not of the other."""
+    found = {}
+    for _ in range(tries):
+        said = sentence(*rng.choice(own), rng)
+        if len(found) < n and said.true(*own[0]) != said.true(*own[1]):
+            found[said.text] = said
+    return list(found.values())
