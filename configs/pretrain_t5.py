@@ -15,7 +15,7 @@ def get_config(arg=""):
     config.family = "pretrain_text"
     config.kind = "t5"
     config.seed = 0
-    config.data = ConfigDict(dict(texts=30_000, readings=300_000, held_out=512, seed=0, workers=8))
+    config.data = ConfigDict(dict(texts=30_000, readings=300_000, held_out=512, seed=0, workers=7))
     config.data.length, config.data.target_length = 144, 48  # longer ones are left out
     config.noise = ConfigDict(dict(density=0.25, mean=2.0))  # texts are short: more, and shorter spans than T5's own
     config.width, config.heads, config.layers, config.vocab = 128, 4, 3, 640
@@ -26,7 +26,7 @@ def get_config(arg=""):
     config.optimizer.groups = ((".*(kernel|embed)", {}), (".*", {"wd": 0.0}))  # decay is for matrices
     config.log_every, config.checkpoint_every = 100, 5000
     if arg == "smoke":
-        config.data.update(texts=200, readings=200, held_out=128, workers=0)
+        config.data.update(texts=200, readings=200, held_out=160, workers=0, length=48, target_length=24)
         config.width, config.heads, config.layers = 32, 2, 1
         config.batch, config.steps, config.optimizer.schedule.warmup, config.checkpoint_every = 8, 4, 1, 2
     return config

@@ -4,6 +4,7 @@ read, by transformers too."""
 import functools
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from configs import pretrain_bart, pretrain_t5
 from vlmx import pretrain_text
 from vlmx.data import denoising
+from vlmx.data.scene_reading import readings
 from vlmx.models import convert_seq, zoo
 
 
@@ -59,6 +61,8 @@ def test_a_batch_depends_on_its_step_alone():
     whole = list(denoising.batches(texts, corrupt, 5, 6, 0, **how))
     for a, b in zip(whole[3:], denoising.batches(texts, corrupt, 5, 6, 0, first=3, **how), strict=True):
         assert (a["ids"] == b["ids"]).all() and (a["labels"] == b["labels"]).all()
+    pairs = next(denoising.batches([([7, 8], [9])], corrupt, 1, 1, 0, **how))  # are read as they are
+    assert pairs["ids"][0, :4].tolist() == [7, 8, 1, 0] and pairs["labels"][0, :3].tolist() == [9, 1, -100]
     for b in whole:
         ends = (b["ids"] == 1).argmax(-1)
         assert (b["ids"][np.arange(5), ends] == 1).all()  # cut where too long, the end stays
@@ -84,7 +88,10 @@ def test_pretraining_ends_in_a_directory_that_is_read_and_goes_on_where_it_was_c
     assert made["command"].endswith(f"configs/{config.title}.py --workdir DIR") and set(made["held_out"])
     assert pretrain_text.run(config, tmp_path / "whole") == made  # finished: not trained again
 
-    real = denoising.batches
+    real, again = denoising.batches, tmp_path / "cut" / config.kind
+    again.mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # is kept
+        shutil.copy(folder / name, again / name)
 
     def cut(*args, **how):
         yield from itertools.islice(real(*args, **how), 3)
@@ -95,8 +102,8 @@ def test_pretraining_ends_in_a_directory_that_is_read_and_goes_on_where_it_was_c
         pretrain_text.run(config, tmp_path / "cut")
     monkeypatch.setattr(denoising, "batches", real)
     pretrain_text.run(config, tmp_path / "cut")
-    whole, again = (tmp_path / name / config.kind / "model.safetensors" for name in ("whole", "cut"))
-    assert whole.read_bytes() == again.read_bytes()
+    assert (folder / "tokenizer.json").read_bytes() == (again / "tokenizer.json").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", ("tiny_t5", "tiny_bart"))
@@ -108,8 +115,12 @@ def test_the_packaged_models_are_small_and_fill_in_what_is_missing(name):
     assert made["config"] == json.loads(config.to_json_best_effort())
     shape = convert_seq.config_of(json.loads((folder / "config.json").read_text()))
     assert shape.width == config.width and shape.layers == (config.layers, config.layers)
-    rows = [r for r in loaded.tokenizer.hf(pretrain_text.passages("unseen", 160), add_special_tokens=False)["input_ids"]
-            if len(r) <= config.data.length - 2][:64]  # fmt: skip
+    rows, pairs = (
+        pretrain_text.told(loaded.tokenizer.hf, config.data, texts)[:64]
+        for texts in (pretrain_text.passages("unseen", 160), readings("unseen", 100))
+    )
     corrupt, how = pretrain_text.noise(config, loaded.tokenizer.hf)
     found = pretrain_text.filled(loaded.model, rows, corrupt, config, how)
     assert found["tokens"] == pytest.approx(made["held_out"]["tokens"], abs=8)
+    found = pretrain_text.filled(loaded.model, pairs, corrupt, config, how)
+    assert found["texts"] == pytest.approx(made["held_out"]["answers"], abs=12)

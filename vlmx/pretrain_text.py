@@ -42,8 +42,10 @@ def run(config, workdir):
     logs.say(f"speaking of {d.texts} scenes, and asking {d.readings} questions in {d.workers} processes")
     parts = ((d.seed, d.texts, d.readings), ("held out", d.held_out, d.held_out))
     said = [(passages(f"text/{part}", n), readings(f"read/{part}", m, d.workers)) for part, n, m in parts]
-    samples = said[0][0][:20_000] + [" ".join(pair) for pair in said[0][1][:20_000]]
-    (write_unigram if config.kind == "t5" else write_bpe)(folder, samples, config.vocab)
+    if not all((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        # Kept where it is: two trainings of unigram pieces on the same texts differ a little.
+        samples = said[0][0][:20_000] + [" ".join(pair) for pair in said[0][1][:20_000]]
+        (write_unigram if config.kind == "t5" else write_bpe)(folder, samples, config.vocab)
     words = seq_tokenizer.load(folder, config.vocab, pad=int(config.kind == "bart")).hf
     (texts, read), held_out = ((told(words, d, texts), told(words, d, pairs)) for texts, pairs in said)
 

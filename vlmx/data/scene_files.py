@@ -28,7 +28,8 @@ SIZES = {
     "yc2": {"train": 800, "val": 100, "test": 200},
 }
 IMAGES, VIDEOS = ("coco", "gqa", "nlvr"), ("tv", "how2", "yc2")
-QUESTIONS, CAPTIONS, SENTENCES = 4, 5, 4  # about each picture; of each picture; about each pair
+QUESTIONS, CAPTIONS, SENTENCES = 4, 5, 4  # about each picture; of each picture that is tested; about each pair
+TOLD = 2  # captions of each picture to learn from
 YEARS = {"train": "train2014", "val": "val2014", "test": "val2014"}
 
 
@@ -111,7 +112,7 @@ def _coco(root, seed, sizes):
         pictures[name] = scene
         said = dict.fromkeys(scenes.caption(scene, rng) for _ in range(4 * CAPTIONS))
         sentences = [{"raw": s, "tokens": s.strip(".").split(), "sentid": CAPTIONS * number + i, "imgid": number}
-                     for i, s in enumerate(list(said)[:CAPTIONS])]  # fmt: skip
+                     for i, s in enumerate(list(said)[: TOLD if part == "train" else CAPTIONS])]  # fmt: skip
         images.append({"filename": f"{name}.png", "filepath": year, "cocoid": number, "imgid": number, "split": part,
                        "sentids": [s["sentid"] for s in sentences], "sentences": sentences})  # fmt: skip
         for i, q in enumerate(scene_text.questions(scene, rng, QUESTIONS)):
