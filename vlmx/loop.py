@@ -35,6 +35,13 @@ def divisor(total, most, done=0):
     return max(k for k in range(1, min(total, most) + 1) if total % k == done % k == 0)
 
 
+def at_once(total, most, done=0):
+    """Steps of one call, about `most`, where the last call may be shorter: a program of its own is compiled for that
+    only where no divisor lies between half of `most` and twice as many."""
+    near = [divisor(total, m, done) for m in (most, 2 * most)]
+    return next((k for k in near if 2 * k >= most), min(total, most))
+
+
 def go(steps, state, batches, done, mesh):
     """The state after all steps. UserError for a loss that is not finite; SystemExit where it is told to stop, with
     everything saved."""
@@ -46,10 +53,11 @@ def go(steps, state, batches, done, mesh):
             if metrics["bad"].any() and not steps.skip:
                 checkpoint.finish(checkpoints)
                 finite.refuse(run, done, steps.seeds, metrics["bad"], state["train"])
-            done += K
+            made = len(metrics["bad"])
+            done += made
             steps.note(done, metrics)
             bar.set_postfix(loss=f"{metrics['loss'].mean():.3f}", refresh=False)
-            bar.update(K)
+            bar.update(made)
             leave = told(done // K) and done < total
             due = done % steps.every < K or done == total  # at the same steps however often it was stopped
             if due or leave:

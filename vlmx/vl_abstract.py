@@ -147,7 +147,7 @@ def _variant(world, name, chosen, notes):
     state = {**v, "opt": opt, "step": of(jnp.int32)}
     where = shard.shardings(mesh, state, rules)
     state, asked = placed(state, where), max(mix.sizes)
-    K, B = loop.divisor(total, config.steps_per_call), shard.up(mesh, asked)
+    K, B = loop.at_once(total, config.steps_per_call), shard.up(mesh, asked)
     one = vl_batches.batch(mix._replace(sizes=(1,) * len(mix.sizes)), 0)  # whose rows are alike, however many
     batches = {k: of(a.dtype, K, *([B] if a.ndim else []), *a.shape[1:]) for k, a in one.items()}
     batches = placed(batches, shard.shardings(mesh, {"steps": batches}, rules)["steps"])

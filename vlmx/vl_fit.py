@@ -67,7 +67,7 @@ def fit(world, run, chosen, recipe, meta, folder):
         say(f"{run}: going on after step {done} of {total}")
 
     # ---- steps
-    K = loop.divisor(total, config.steps_per_call, done)
+    K = loop.at_once(total, config.steps_per_call, done)
     compiled, schedule = train_steps(config, chosen, recipe, per_epoch, total, where)
     names, logger = [t.name for t in tasks], logs.Logs(world.workdir)
 

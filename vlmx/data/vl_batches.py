@@ -117,7 +117,7 @@ def batch(mix: Mix, step: int):
 
 
 def stream(mix: Mix, first: int, total: int, K: int):
-    """The batches of the steps `first` to `total`, K at a time, stacked `[K, ...]`."""
+    """The batches of the steps `first` to `total`, K at a time, stacked `[K, ...]`; the last may be fewer."""
     for start in range(first, total, K):
-        several = [batch(mix, step) for step in range(start, start + K)]
+        several = [batch(mix, step) for step in range(start, min(start + K, total))]
         yield {name: np.stack([b[name] for b in several]) for name in several[0]}
