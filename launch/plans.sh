@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/plans}
-slices=v5e-8,v5e-256,v5p-8,v6e-16
+slices=v5e-8,v5e-256,v6e-16,v5p-8
 methods=clip_adapter,taskres,tip_adapter_f,coop,xmadapter,vpt,ivlp,maple,promptsrc,apex,clip_lora,full,cocoop
 common="--topology $slices --train-only --twins --workdir $out"
 half="--config.model.dtype=bfloat16 --config.model.param_dtype=bfloat16"
