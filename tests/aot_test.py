@@ -11,6 +11,11 @@ from vlmx import abstract, aot, chips, hlo, shard
 from vlmx.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def light(monkeypatch):
+    monkeypatch.setattr(aot, "SLOW", ["vlmx.abstract", "vlmx.hlo"])  # all that is needed here
+
+
 def lowered(devices):
     """A loop of products, a sum over all chips, a weight that is updated in place, an argument that is not used."""
 
@@ -36,7 +41,7 @@ def both(name):
 def test_a_program_is_the_same_before_its_machine_code_is_written():
     early, whole = aot.apart(both, "v5e:2x2")
     assert early.code is None and whole.code > 0  # libtpu still dumps what is read in its place
-    assert early[1:3] == whole[1:3] and early.temporaries == pytest.approx(whole.temporaries, abs=2**17)
+    assert early[1:3] == whole[1:3] and early.temporaries == pytest.approx(whole.temporaries, abs=2**14)
     assert early.kept == whole.kept == {0, 1}
     assert whole.arguments == 4 * (6 * 256 * 256 + 64 * 256) and whole.results < 2**12
     first, second = hlo.cost(early.text), hlo.cost(whole.text)
@@ -46,7 +51,7 @@ def test_a_program_is_the_same_before_its_machine_code_is_written():
 
 def test_another_compiler_is_waited_for():
     early, whole = (of(lowered(jax.devices()[:2])) for of in (aot.early, aot.whole))
-    assert early == whole and early.code is not None
+    assert early[1:] == whole[1:] and hlo.cost(early.text) == hlo.cost(whole.text)
 
 
 def fails(how):
@@ -78,4 +83,4 @@ allocation 8: size 65536, color 1, page 0, preallocated-temp:
 
 
 def test_memory_is_read_from_where_arrays_were_placed():
-    assert aot.placed(ASSIGNED) == (1024 + 512, 128 + 32, 64 + 2048)
+    assert aot.placed(ASSIGNED) == (1024 + 512, 128 + 32, 2048)

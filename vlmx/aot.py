@@ -70,7 +70,7 @@ def early(lowered):
 
 def placed(text):
     """(bytes of arguments, of results that lie nowhere among these, of temporaries) in a chip's main memory, of a
-    buffer assignment's text, as `memory_analysis` would count them."""
+    buffer assignment's text. `memory_analysis` counts these and, as temporaries, 16 KiB more; constants are code."""
     arguments, results, temporaries = 0, 0, 0
     line = r"^allocation \d+: size (\d+), (?!color [1-9])(?:page \d+, )?(.*)$"  # other colours are other memories
     for size, what in re.findall(line, text, re.MULTILINE):
@@ -78,7 +78,7 @@ def placed(text):
             arguments += int(size)
         elif "maybe-live-out" in what or what.startswith("output"):
             results += int(size)
-        elif what.startswith(("preallocated-temp", "constant")):
+        elif what.startswith("preallocated-temp"):
             temporaries += int(size)
     return arguments, results, temporaries
 

@@ -80,8 +80,9 @@ def prepare(slices):
     """Make this process, in which jax has computed nothing yet, one that can compile for the slices: no TPU is needed
     or looked for. UserError where libtpu is missing."""
     cpus = max((s.size for s in slices if s.chip is None), default=1)
-    os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={cpus}"
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    flags = "" if any(s.chip for s in slices) else flags  # libtpu ends a process whose flags are for others
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cpus}".strip()
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any: without one libtpu warns
     jax.config.update("jax_platforms", "cpu")
