@@ -57,13 +57,13 @@ def arguments(argv):
 
 # -------------------------------------------------------------------- what is planned
 def planner(named, fields):
-    """(title, `(slice, batch) -> its Steps`)."""
+    """(title, `(slice, batch, name of the only step that is wanted) -> its Steps`)."""
     config, steps = configured(named, fields), abstract.classify
     if config.family == "vl":
         from vlmx import vl_abstract  # readers and metrics of many tasks
 
         steps = vl_abstract.steps
-    return f"{config.title}, {config.model.name}", lambda slice, batch: steps(config, chips.devices(slice), batch)
+    return f"{config.title}, {config.model.name}", lambda slice, *more: steps(config, chips.devices(slice), *more)
 
 
 def configured(named, fields=()):
@@ -88,7 +88,7 @@ def _compiled(named, fields, name, kind, slice, batch, whole):
     """In the process that `apart` makes, where nothing is there yet."""
     chips.prepare([slice])
     _, steps = planner(named, fields)
-    step = next(s for s in steps(slice, batch) if (s.name, s.kind) == (name, kind))
+    step = next(s for s in steps(slice, batch, name) if (s.name, s.kind) == (name, kind))
     return measure(step, slice, aot.whole if whole else aot.early)
 
 

@@ -43,9 +43,9 @@ SIZES = {
 }
 
 
-def steps(config, devices, batch=0):
+def steps(config, devices, batch=0, only=""):
     """The Steps of every variant of a config on devices. batch: examples of a step, of every task, instead of the
-    config's."""
+    config's. only: the name of a step, where no other is wanted: those of other variants are left out."""
     made, mesh = vl.check(config), shard.make_mesh(config.mesh, devices)
     found, notes = tasks_of(config)
     grid, tower = seen(config, found, mesh)
@@ -60,7 +60,8 @@ def steps(config, devices, batch=0):
         B = shard.up(mesh, config.eval_batch)
         yield abstract.encode(mesh, tower, Clip.grid, B, -(-len(images) // B))
     for name, chosen in made.items():
-        yield from _variant(world, name, chosen, notes)
+        if abstract.of_step(name, only):
+            yield from _variant(world, name, chosen, notes)
 
 
 # -------------------------------------------------------------------- what a config says of tasks, features, the model
@@ -100,7 +101,7 @@ class _Same(collections.abc.Sequence):
         return self.n
 
     def __getitem__(self, i):
-        return self.example
+        return _Same(self.example, len(range(self.n)[i])) if isinstance(i, slice) else self.example
 
 
 def seen(config, found, mesh):
@@ -153,7 +154,8 @@ def _variant(world, name, chosen, notes):
     where = shard.shardings(mesh, state, rules)
     state, asked = placed(state, where), max(mix.sizes)
     K, B = loop.divisor(total, config.steps_per_call), shard.up(mesh, asked)
-    one = vl_batches.batch(mix._replace(sizes=(1,) * len(mix.sizes)), 0)  # whose rows are alike, however many
+    few = tuple(t._replace(train=t.train[:1]) for t in mix.tasks)
+    one = vl_batches.batch(mix._replace(tasks=few, sizes=(1,) * len(few)), 0)  # whose rows are alike, however many
     batches = {k: of(a.dtype, K, *([B] if a.ndim else []), *a.shape[1:]) for k, a in one.items()}
     batches = placed(batches, shard.shardings(mesh, {"steps": batches}, rules)["steps"])
     key = jax.eval_shape(lambda: jax.random.key(0))
