@@ -23,8 +23,8 @@ IMAGE_TEXT = {"text": 100, "target": 40, "places": 72, "features": 2048}  # conf
 HEAD = """# Plans
 
 Made by `launch/plans.sh`, without a TPU: 32 images a chip and 1,000 classes, or 64 examples a chip of the four
-image-text tasks, in bfloat16. Memory is the compiler's own account; operations are counted in the compiled programs
-and, below each table, by hand; times are estimates. More in [README.md](README.md). A step that is missing, of all
+image-text tasks, in bfloat16. Memory is the compiler's own account, without its machine code; operations are counted
+in the compiled programs and, below each table, by hand; times are estimates. More in [README.md](README.md). A step that is missing, of all
 methods, variants and slices that the script names, has not been compiled yet: the same command goes on with it.
 """
 

@@ -139,6 +139,39 @@ def test_what_the_compiler_for_tpus_writes_is_understood():
     assert 12 * 2 * read <= found.bytes <= 12 * (2 * read + 5 * 8 * 128 * 2)
 
 
+# A slice that is copied into fast memory meanwhile, as libtpu dumps it and, by another name, as jax writes it; and a
+# gather that another core does.
+MEANWHILE = """
+HloModule meanwhile
+
+%slices (p.1: bf16[1000,128]) -> bf16[250,128] {
+  %p.1 = bf16[1000,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %s.1 = bf16[250,128]{1,0:T(8,128)(2,1)S(1)} slice(%p.1), slice={[0:250], [0:128]}
+}
+
+%gathers (p.2: bf16[1000,128], i.2: s32[512]) -> bf16[512,128] {
+  %p.2 = bf16[1000,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %i.2 = s32[512]{0:T(512)} parameter(1)
+  ROOT %g.2 = bf16[512,128]{1,0:T(8,128)(2,1)} gather(%p.2, %i.2), slice_sizes={1,128}
+}
+
+ENTRY %main (a: bf16[1000,128], i: s32[512]) -> bf16[512,128] {
+  %a = bf16[1000,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[512]{0:T(512)} parameter(1)
+  %s = ((bf16[1000,128]{1,0:T(8,128)(2,1)}), bf16[250,128]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) async-start(%a), calls=%slices
+  %d = bf16[250,128]{1,0:T(8,128)(2,1)S(1)} async-done(%s)
+  ROOT %c = bf16[512,128]{1,0:T(8,128)(2,1)} custom-call(%a, %i), custom_call_target="TODO", called_computations={%gathers}
+}
+"""  # noqa: E501
+
+
+def test_what_is_done_meanwhile_counts_as_it_would_alone():
+    found = hlo.cost(MEANWHILE)
+    assert found.bytes == 2 * 250 * 128 + 2 * 2 * 512 * 128 and not found.unknown
+    named = MEANWHILE.replace("async-start(%a), calls=%slices", "slice-start(%a), slice={[0:250], [0:128]}")
+    assert hlo.cost(named.replace("async-done", "slice-done")) == found
+
+
 def test_a_loop_of_unknown_length_is_named():
     assert "length of the loop w" in hlo.cost(TPU.replace("direction=LT", "direction=NE")).unknown
 
@@ -248,25 +281,47 @@ def test_what_cannot_be_planned_is_refused_in_words(here, given, said, capsys):
     assert plan.main(given) == 2 and said in capsys.readouterr().err
 
 
-def fake(kind, size):
-    """Plans whose memory grows with the batch of a chip."""
+def planned(gib, most=2**20):
+    """Batch -> a plan whose chips, of v5e, need `gib` (images of a chip); no more than `most` images are there."""
+    asked = []
 
-    def steps(slice, batch):
-        yield abstract.Step("m", kind, None, 1, batch or 64, {"chips": slice.size}, ())
+    def plan_of(batch):
+        batch = min(batch, most)
+        asked.append(batch)
+        peak, limit = gib(batch / 8) * chips.GIB, chips.CHIPS["v5e"].usable
+        return {"examples": batch, "peak": peak, "limit": limit, "fits": peak <= limit}
 
-    def measure(step, slice):
-        used = step.examples / slice.size * chips.GIB
-        return {"examples": step.examples, "topology": slice.name, "fits": used <= slice.chip.hbm}
-
-    return steps, measure
+    return plan_of, asked
 
 
-def test_the_largest_batch_and_the_smallest_slice_that_fit(monkeypatch):
-    steps, measure = fake("train", 0)
-    monkeypatch.setattr(plan, "measure", measure)
-    assert plan.largest(steps, chips.parse("v5e-8"), "m")["examples"] == 8 * 16
-    assert plan.smallest(steps, chips.parse("v5e-8"), 64, "m")["topology"] == "v5e:2x2"
-    assert plan.smallest(steps, chips.parse("v5e-8"), 16 * 256 + 1, "m") is None
+@pytest.mark.parametrize(
+    "gib",
+    [
+        lambda n: 0.5 + n / 100,
+        lambda n: 0.5 + n / 100 + (n / 1000) ** 2,  # no line
+        lambda n: 0.5 + n / 100 + max(0, n - 16) / 20,
+        lambda n: 3.0 + n,
+        lambda n: 15.0 + n / 2,
+    ],
+)
+def test_the_largest_batch_that_fits_is_found_in_a_few_compiles(gib):
+    plan_of, asked = planned(gib)
+    found = plan.largest(plan_of, 8)
+    n = found["examples"] / 8
+    assert found["fits"] and n == int(n) and not plan_of(8 * (int(n) + max(1, -(-int(n) // 12))))["fits"]
+    assert len(asked) <= 8
+
+
+def test_a_batch_fits_up_to_the_training_set_or_not_at_all():
+    plan_of, asked = planned(lambda n: n / 100, most=400)
+    assert plan.largest(plan_of, 8)["examples"] == 400 and len(asked) <= 4
+    assert plan.largest(planned(lambda n: 16 + n)[0], 8) is None
+
+
+def test_the_smallest_slice_that_fits():
+    plan_of = lambda of: lambda one: {"topology": one.name, "fits": of / one.size <= 15}
+    assert plan.smallest(plan_of(64), chips.parse("v5e-8"))["topology"] == "v5e:2x4"
+    assert plan.smallest(plan_of(15 * 256 + 1), chips.parse("v5e-8")) is None
 
 
 GIVES_UP = (
@@ -286,7 +341,7 @@ def test_what_does_not_fit_is_said_with_what_it_would_take(here, message, beside
     found = plan.measure(abstract.Step("m", "train", lambda: (1, Refused), 1, 64, held, ()), chips.parse("v5e-8"))
     assert found["fits"] is False and found["peak"] == 20.5 * chips.GIB + beside
     assert sum(found["memory"].values()) == found["peak"] and found["memory"]["parameters"] == 2**20
-    assert "20.50 of 16" in plan.table([found]) and "NO" in plan.table([found])
+    assert "20.50 of 15.75" in plan.table([found]) and "NO" in plan.table([found])
 
 
 def test_a_program_that_cannot_be_read_has_its_memory_told_alone(here):

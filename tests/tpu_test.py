@@ -1,4 +1,5 @@
-"""The training step compiled for TPU v5e without a TPU, by libtpu: it fits the memory and sends what it must.
+"""The training step compiled for TPU v5e without a TPU, by libtpu: it fits the memory and sends what it must. Machine
+code is not waited for (vlmx/aot.py).
 
 libtpu wants a process of its own, which this file is, too: `python tests/tpu_test.py`. Where libtpu has no wheel, there
 is nothing to collect.
@@ -26,8 +27,8 @@ def compile_for(name, sizes, S, needs, B=32):
     import optax
     from jax.experimental import topologies
 
+    from vlmx import aot, partition, shard
     from vlmx import method as methods
-    from vlmx import partition, shard
     from vlmx.fit import train_steps
     from vlmx.models import zoo
     from vlmx.models.clip import Clip, param_shapes
@@ -55,12 +56,10 @@ def compile_for(name, sizes, S, needs, B=32):
         xs |= {"image": of(jnp.uint8, K, S, B, side, side, 3), "label": of(jnp.int32, K, S, B)}
         support = None
     where = shard.of_step(mesh, state, consts, support, model)
-    call = train_steps(method, tx, K, where=where).lower(state, model, consts, support, xs, keys).compile()
-    m = call.memory_analysis()
-    used = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    program = aot.early(train_steps(method, tx, K, where=where).lower(state, model, consts, support, xs, keys))
     return {
-        "bytes": used + m.generated_code_size_in_bytes,
-        "collectives": contract.collectives(call.as_text()),
+        "bytes": program.arguments + program.results + program.temporaries,
+        "collectives": contract.collectives(program.text),
         "tuned": partition.count(v["train"]) // S,
     }
 
@@ -90,4 +89,7 @@ if importlib.util.find_spec("libtpu"):
 
 
 if __name__ == "__main__":
-    print(json.dumps({pod: {f: compile_for(pod, *plan, f) for f in FAMILIES} for pod, plan in POD.items()}))
+    from vlmx import aot
+
+    plans = {pod: {f: aot.apart(compile_for, pod, *plan, f) for f in FAMILIES} for pod, plan in POD.items()}
+    print(json.dumps(plans))

@@ -122,8 +122,14 @@ def data_of(data):
 
 
 # -------------------------------------------------------------------- classification
-def classify(config, devices, batch=0):
+def of_step(name, only):
+    """Whether a step called `only` may be one of the method or variant `name`: it begins with it; "" may be any."""
+    return only in ("", name) or only.startswith(f"{name}, ")
+
+
+def classify(config, devices, batch=0, only=""):
     """The Steps of every cell of a classification config on devices. batch: images of a step, instead of the recipes'.
+    only: the name of a step, where no other is wanted: those of other methods are left out.
 
     A batch that the mesh does not divide is made larger until it does, and noted: the run itself refuses it.
     """
@@ -144,7 +150,7 @@ def classify(config, devices, batch=0):
     done = set()
     for name, protocol in cells:
         prior, notes_of = settings.make(config, name, protocol).prior, notes + guessed
-        for one in filter(None, (prior, name)):
+        for one in (one for one in (prior, name) if one and of_step(one, only)):
             yield from _cell(world, one, protocol, problems[protocol], done, batch, one == name, notes_of)
 
 

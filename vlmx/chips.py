@@ -20,13 +20,15 @@ GOOGLE = "https://docs.cloud.google.com/tpu/docs"
 
 
 class Chip(NamedTuple):
-    """flops: peak of bfloat16 operations a second; hbm: bytes of memory; bandwidth: of it, bytes a second; links: what
-    a chip sends to its neighbours, bytes a second in one direction (half of "bidirectional"); cores: that the number in
-    a name as v5p-8 counts for each chip; slices: topologies by their number of chips; source: the figures' address."""
+    """flops: peak of bfloat16 operations a second; hbm: bytes of memory; usable: what libtpu 0.0.52 gives a program, as
+    it says of one that does not fit; bandwidth: of memory, bytes a second; links: what a chip sends to its neighbours,
+    bytes a second in one direction (half of "bidirectional"); cores: that the number in a name as v5p-8 counts for each
+    chip; slices: topologies by their number of chips; source: the figures' address."""
 
     name: str
     flops: float
     hbm: float
+    usable: float
     bandwidth: float
     links: float
     cores: int
@@ -38,10 +40,10 @@ FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 # v4's links: Jouppi et al. 2023 (arXiv 2304.01433), table 4: 6 of 50 GB/s.
 CHIPS = {
-    "v4": Chip("v4", 275e12, 32 * GIB, 1200e9, 300e9, 2, CUBE, f"{GOOGLE}/v4"),
-    "v5e": Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 1, FLAT, f"{GOOGLE}/v5e"),
-    "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 2, CUBE, f"{GOOGLE}/v5p-training"),
-    "v6e": Chip("v6e", 918e12, 32 * GIB, 1638e9, 400e9, 1, FLAT, f"{GOOGLE}/v6e"),
+    "v4": Chip("v4", 275e12, 32 * GIB, 30.75 * GIB, 1200e9, 300e9, 2, CUBE, f"{GOOGLE}/v4"),
+    "v5e": Chip("v5e", 197e12, 16 * GIB, 15.75 * GIB, 819e9, 200e9, 1, FLAT, f"{GOOGLE}/v5e"),
+    "v5p": Chip("v5p", 459e12, 95 * GIB, 95.73 * GIB, 2765e9, 600e9, 2, CUBE, f"{GOOGLE}/v5p-training"),
+    "v6e": Chip("v6e", 918e12, 32 * GIB, 31.24 * GIB, 1638e9, 400e9, 1, FLAT, f"{GOOGLE}/v6e"),
 }
 
 
@@ -78,8 +80,9 @@ def prepare(slices):
     """Make this process, in which jax has computed nothing yet, one that can compile for the slices: no TPU is needed
     or looked for. UserError where libtpu is missing."""
     cpus = max((s.size for s in slices if s.chip is None), default=1)
-    os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={cpus}"
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    flags = "" if any(s.chip for s in slices) else flags  # libtpu ends a process whose flags are for others
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cpus}".strip()
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any: without one libtpu warns
     jax.config.update("jax_platforms", "cpu")

@@ -23,7 +23,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 COLLECTIVE = re.compile(rf"({'|'.join(COLLECTIVES)})(-start)?")
 # Instructions that move nothing: names of what is there, and the ends of what began elsewhere.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
-FREE |= {"opt-barrier", "iota", "domain", "rng-get-and-update-state"}
+FREE |= {"opt-barrier", "iota", "domain", "rng-get-and-update-state", "async-update"}
 SLICES = ("dynamic-slice", "slice", "gather")
 # Custom calls that only name or arrange memory.
 BOOKKEEPING = re.compile(r"AllocateBuffer|ConcatBitcast|Sharding|SPMD\w*|\w*Gather\w*Indices\w*|\w*Pragma\w*")
@@ -148,6 +148,8 @@ class _Count:
             listed = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
             branches += re.findall(r"%?([\w.\-]+)", listed[1]) if listed else []
             return max((self.of(b) for b in branches), key=lambda c: (c.flops, c.bytes))
+        if op.op == "async-start" and self.root(_attribute(op, "calls")).op == "slice":
+            op = op._replace(op="slice-start")  # which is how jax writes it
         if op.op in ("call", "async-start"):
             return self.of(_attribute(op, "to_apply") or _attribute(op, "calls"))
         inner = self.of(_attribute(op, "calls"), True) if op.op == "fusion" else Cost()
@@ -161,6 +163,8 @@ class _Count:
             key = m[1], group(op.rest)
             return Cost(0, 0, moved, Counter({key: carried}), Counter({key: 1}))
         if op.op == "custom-call":
+            if inner := re.search(r"called_computations=\{%?([\w.\-]+)\}", op.rest):
+                return self.of(inner[1])
             target = re.search(r'custom_call_target="([^"]*)"', op.rest)[1]
             if BOOKKEEPING.fullmatch(target):
                 return Cost()

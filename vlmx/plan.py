@@ -5,14 +5,16 @@
 
 For each step on each topology, per chip: memory by what takes it, and whether it fits; floating-point operations, bytes
 of memory, collectives; the time of a step at best (the roofline) and what bounds it; images a second, time and
-chip-hours of the whole config. Memory is the compiler's own account. Times are estimates: lower bounds, from the
-chips' published peaks, which no step reaches. No weight is read; nothing is computed.
+chip-hours of the whole config. Memory is the compiler's own account; its machine code, which takes most of its time to
+write, is left out, but with --whole. Times are estimates: lower bounds, from the chips' published peaks, which no step
+reaches. No weight is read; nothing is computed.
 
 Topologies: v4, v5e, v5p, v6e as v5e:16x16 or v5e-256 (v4-N and v5p-N count cores, two a chip), and cpu:N. Any field of
 the config can be set: --config.recipe.maple.batch=64.
 """
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -21,12 +23,13 @@ from pathlib import Path
 
 import jax
 
-from vlmx import abstract, charts, chips, files, hlo, settings
+from vlmx import abstract, aot, charts, chips, files, hlo, settings
 from vlmx import main as command
 from vlmx.chips import GIB
 from vlmx.errors import WRONG, UserError
 
 ESTIMATE = "Times are estimates: lower bounds from the chips' published peaks; no step reaches them."
+NO_CODE = "memory is without the machine code, which --whole writes: 0.01 to 0.06 GiB in the programs that were tried"
 BOUNDS = {"compute": "compute", "memory": "memory bandwidth", "network": "interconnect"}
 
 
@@ -43,6 +46,7 @@ def arguments(argv):
     parser.add_argument("--batch-a-chip", type=int, default=0, help="the same for each chip")
     parser.add_argument("--train-only", action="store_true", help="leave out what tests and encodes")
     parser.add_argument("--twins", action="store_true", help="compile once what a chip does alike on several slices")
+    parser.add_argument("--whole", action="store_true", help="compile to machine code too, ten times slower")
     parser.add_argument("--fit", choices=["batch", "slice"], help="the largest batch, or the smallest slice, that fits")
     parser.add_argument("--workdir", help="write plan.json, plan.md, memory.svg, roofline.svg; what is there stays")
     args, rest = parser.parse_known_args(argv)
@@ -52,14 +56,14 @@ def arguments(argv):
 
 
 # -------------------------------------------------------------------- what is planned
-def planner(args, fields):
-    """(title, `(slice, batch) -> its Steps`)."""
-    config, steps = configured(args.config, fields), abstract.classify
+def planner(named, fields):
+    """(title, `(slice, batch, name of the only step that is wanted) -> its Steps`)."""
+    config, steps = configured(named, fields), abstract.classify
     if config.family == "vl":
         from vlmx import vl_abstract  # readers and metrics of many tasks
 
         steps = vl_abstract.steps
-    return f"{config.title}, {config.model.name}", lambda slice, batch: steps(config, chips.devices(slice), batch)
+    return f"{config.title}, {config.model.name}", lambda slice, *more: steps(config, chips.devices(slice), *more)
 
 
 def configured(named, fields=()):
@@ -73,8 +77,24 @@ def configured(named, fields=()):
 
 
 # -------------------------------------------------------------------- one step on one slice
-def measure(step, slice):
-    """A step compiled for a slice, as json data: what a chip holds, does and sends in a step, and how long at best."""
+def compiled(args, fields, step, slice, batch):
+    """The plan of a step: of those of a batch on a slice, the one of its name and kind; see `measure`."""
+    if slice.chip is None:
+        return measure(step, slice)
+    return aot.apart(_compiled, args.config, fields, step.name, step.kind, slice, batch, args.whole)
+
+
+def _compiled(named, fields, name, kind, slice, batch, whole):
+    """In the process that `apart` makes, where nothing is there yet."""
+    chips.prepare([slice])
+    _, steps = planner(named, fields)
+    step = next(s for s in steps(slice, batch, name) if (s.name, s.kind) == (name, kind))
+    return measure(step, slice, aot.whole if whole else aot.early)
+
+
+def measure(step, slice, program_of=aot.whole):
+    """A step compiled for a slice, as json data: what a chip holds, does and sends in a step, and how long at best.
+    program_of: how far it is compiled, see vlmx/aot.py."""
     began = time.monotonic()
     found = {
         "step": step.name,
@@ -86,36 +106,33 @@ def measure(step, slice):
     held = {name: abstract.bytes_of(tree) for name, tree in step.held.items()}
     K, lowered = step.program()
     found |= {"examples": step.examples, "steps_a_call": K, "calls": -(-step.total // K)}
+    took = lambda: {"seconds_to_compile": round(time.monotonic() - began, 1)}
     try:
-        program = lowered.compile()
+        program = program_of(lowered)
     except jax.errors.JaxRuntimeError as e:
         if not (wants := exceeded(str(e), sum(held.values()))):
             raise
         peak, limit = wants
         memory = held | {"everything else": peak - sum(held.values())}
-        found |= {"memory": memory, "peak": peak, "limit": limit, "fits": False}
-        return found | {"seconds_to_compile": round(time.monotonic() - began, 1)}
-    m, kept = program.memory_analysis(), program._executable._kept_var_idx  # jax leaves out what is not used
+        return found | {"memory": memory, "peak": peak, "limit": limit, "fits": False} | took()
     known = {id(a) for a in jax.tree.leaves(step.held)}
-    unused = [a for i, a in enumerate(jax.tree.leaves(step.arguments)) if i not in kept and id(a) in known]
-    idle = abstract.bytes_of(unused)
-    results = m.output_size_in_bytes - m.alias_size_in_bytes
-    rest = m.argument_size_in_bytes - (sum(held.values()) - idle)
-    memory = held | {"batches, constants": rest, "results": results, "temporaries": m.temp_size_in_bytes}
-    memory |= {"code": m.generated_code_size_in_bytes}
-    peak, limit = sum(memory.values()), slice.chip.hbm if slice.chip else None
+    arguments = jax.tree.leaves(step.arguments)
+    idle = abstract.bytes_of([a for i, a in enumerate(arguments) if i not in program.kept and id(a) in known])
+    rest = program.arguments - (sum(held.values()) - idle)
+    memory = held | {"batches, constants": rest, "results": program.results, "temporaries": program.temporaries}
+    memory |= {} if program.code is None else {"code": program.code}
+    peak, limit = sum(memory.values()), slice.chip.usable if slice.chip else None
     found |= {"memory": memory, "idle": idle, "peak": peak, "limit": limit, "fits": peak <= limit if limit else None}
-    try:
-        cost = hlo.cost(program.as_text()).scaled(1 / K)
-    except jax.errors.JaxRuntimeError:
+    if program.text is None:
         found["not_counted"] = ["the operations: this jaxlib cannot read what libtpu has made"]
-        return found | {"seconds_to_compile": round(time.monotonic() - began, 1)}
+        return found | took()
+    cost = hlo.cost(program.text).scaled(1 / K)
     found |= {"flops": cost.flops, "passes": cost.passes, "bytes": cost.bytes, "not_counted": list(cost.unknown)}
     found["collectives"] = [
         {"kind": kind, "chips": n or slice.size, "bytes": carried, "times": cost.times[kind, n]}
         for (kind, n), carried in cost.collectives.items()
     ]
-    return timed(found | {"seconds_to_compile": round(time.monotonic() - began, 1)}, slice)
+    return timed(found | took(), slice)
 
 
 def exceeded(message, held):
@@ -160,30 +177,35 @@ def twin(step, slice, plans):
 
 
 # -------------------------------------------------------------------- what fits
-def largest(steps, slice, name):
-    """The largest batch of a training step, a power of 2 times what the mesh divides, that fits a slice: its plan.
+def largest(plan_of, unit):
+    """The plan of the largest batch that fits, to a sixteenth; None where not even the smallest does.
 
-    None where not even the smallest fits."""
-    best, batch = None, slice.size
-    while True:
-        step = next(s for s in steps(slice, batch) if s.name == name and s.kind == "train")
-        found = measure(step, slice)
-        if best and found["examples"] <= best["examples"]:
+    Args: batch -> its plan; what all batches are a multiple of. Memory grows about as a line does: two small batches
+    tell where to look."""
+    points, best, low, high, at = [], None, 0, None, 1
+    while high is None or high - low > max(1, high // 16):
+        found = plan_of(at * unit)
+        if best and found["fits"] and found["examples"] <= best["examples"]:
             return best  # the training set is no larger
-        if not found["fits"]:
-            return best
-        best, batch = found, 2 * batch
-
-
-def smallest(steps, slice, batch, name):
-    """The smallest slice of a chip's kind on which a training step fits: its plan, or None."""
-    for shape in slice.chip.slices:
-        one = chips.parse(f"{slice.chip.name}:{shape}")
-        step = next(s for s in steps(one, batch) if s.name == name and s.kind == "train")
-        found = measure(step, one)
+        points.append((at, found["peak"]))
         if found["fits"]:
-            return found
-    return None
+            best, low = found, at
+        else:
+            high = at
+        if at == 1:
+            at = 8
+            continue
+        (n, peak), (other, less) = points[-1], points[-2]
+        aim = n + int((found["limit"] - peak) * (n - other) / (peak - less or 1))
+        step = max(1, (high or low) // 16)
+        at = max(aim, low + step) if high is None else min(max(aim, low + step), high - step)
+    return best
+
+
+def smallest(plan_of, slice):
+    """The plan for the smallest slice of a chip's kind that fits, or None. plan_of: slice -> its plan."""
+    plans = (plan_of(chips.parse(f"{slice.chip.name}:{shape}")) for shape in slice.chip.slices)
+    return next((found for found in plans if found["fits"]), None)
 
 
 # -------------------------------------------------------------------- showing it
@@ -193,7 +215,7 @@ HEAD += ("hours", "chip-hours")
 
 def row(found):
     """A line of the table: of one chip and one step, but for the last three, which are the whole run's."""
-    gib = f"{found['peak'] / GIB:.2f}" + (f" of {found['limit'] / GIB:.0f}" if found["limit"] else "")
+    gib = f"{found['peak'] / GIB:.2f}" + (f" of {found['limit'] / GIB:.4g}" if found["limit"] else "")
     start = [
         found["step"],
         found["topology"],
@@ -237,6 +259,8 @@ def footnotes(plans):
             notes.append(f"{name}: the whole config takes {hours:.2g} hours, {hours * mine[0]['chips']:.2g} chip-hours")
     unknown = {f"{what} ({p['step']})" for p in plans for what in p.get("not_counted", ())}
     notes += [f"not counted: {what}" for what in sorted(unknown)]
+    if any("code" not in p["memory"] for p in plans if p["fits"] is not None):
+        notes.append(NO_CODE)
     sources = {p["topology"].partition(":")[0] for p in plans} & chips.CHIPS.keys()
     notes += [f"peaks of {k}: {chips.CHIPS[k].source}" for k in sorted(sources)]
     return [*notes, ESTIMATE] if any("seconds" in p for p in plans) else notes
@@ -257,7 +281,7 @@ def run(args, fields):
     """Plans of every step on every topology; printed, and written where there is a workdir, as they are made."""
     slices = [chips.parse(text) for text in args.topology.split(",") if text]
     chips.prepare(slices)
-    title, steps = planner(args, fields)
+    title, steps = planner(args.config, fields)
     path = Path(args.workdir) / "plan.json" if args.workdir else None
     plans = json.loads(path.read_text())["plans"] if path and path.exists() else []
     of = lambda p: (p["step"], p["topology"], p["examples"])
@@ -267,19 +291,19 @@ def run(args, fields):
         for step in steps(slice, batch):
             if args.train_only and step.kind != "train" or (step.name, slice.name, step.examples) in done:
                 continue
+            plan_of = functools.partial(compiled, args, fields, step)
             if args.fit:
                 if step.kind != "train":
                     continue
                 if not slice.chip:
                     raise UserError(f"--fit: how much memory {slice.name} has is not known; give a TPU's topology.")
-                fit = (
-                    largest(steps, slice, step.name)
-                    if args.fit == "batch"
-                    else smallest(steps, slice, batch, step.name)
-                )
-                found = fit or measure(step, slice)
+                if args.fit == "batch":
+                    found = largest(functools.partial(plan_of, slice), slice.size)
+                else:
+                    found = smallest(lambda one, of=plan_of, batch=batch: of(one, batch), slice)
+                found = found or plan_of(slice, batch)
             else:
-                found = (args.twins and twin(step, slice, plans)) or measure(step, slice)
+                found = (args.twins and twin(step, slice, plans)) or plan_of(slice, batch)
             plans.append(found)
             names = list(dict.fromkeys(p["topology"] for p in plans))
             plans.sort(key=lambda p, names=names: names.index(p["topology"]))
