@@ -24,8 +24,9 @@ HEAD = """# Plans
 
 Made by `launch/plans.sh`, without a TPU: 32 images a chip and 1,000 classes, or 64 examples a chip of the four
 image-text tasks, in bfloat16. Memory is the compiler's own account, without its machine code; operations are counted
-in the compiled programs and, below each table, by hand; times are estimates. More in [README.md](README.md). A step that is missing, of all
-methods, variants and slices that the script names, has not been compiled yet: the same command goes on with it.
+in the compiled programs and, below each table, by hand; times are estimates. More in [README.md](README.md). A step
+that is missing, of all methods, variants and slices that the script names, has not been compiled yet: the same command
+goes on with it.
 """
 
 

@@ -256,6 +256,14 @@ def test_a_chip_does_the_same_on_slices_of_equal_work(here):
     assert plan.twin(four, chips.parse("cpu:8"), [first]) is None
 
 
+def test_a_step_alone_is_the_one_among_all(here):
+    config = plan.configured("configs/digits.py:taskres,clip_adapter,seeds=1,protocols=few_shot")
+    trained = lambda *only: [s for s in abstract.classify(config, jax.devices(), 0, *only) if s.kind == "train"]
+    (first, second), (alone,) = trained(), trained("clip_adapter")
+    assert (first.name, second.name, alone.name) == ("taskres", "clip_adapter", "clip_adapter")
+    assert alone.program()[1].as_text() == second.program()[1].as_text() and alone.notes == second.notes
+
+
 def test_memory_is_the_compilers_own_account(here):
     config = plan.configured(CONFIG[1])
     (step,) = (s for s in abstract.classify(config, jax.devices(), 24) if s.kind == "train")

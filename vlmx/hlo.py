@@ -56,7 +56,7 @@ class Cost(NamedTuple):
     unknown: Counter = Counter()
 
     def __add__(self, other):
-        return Cost(*(a + b for a, b in zip(self, other)))
+        return Cost(*(a + b if a and b else a or b for a, b in zip(self, other)))
 
     def scaled(self, n):
         """This cost n times."""
