@@ -38,9 +38,13 @@ def test_places_are_the_nine_of_three_rows_and_columns():
 
 
 def test_what_is_asked_stands_in_what_is_read():
-    colours = [(read, written) for read, written in drawn(scene_reading._question) if "what colour is the shape" in read]
+    colours = [
+        (read, written) for read, written in drawn(scene_reading._question) if "what colour is the shape" in read
+    ]
     assert colours and all(f" {written} " in read for read, written in colours)
-    answers = [written for kind in (scene_reading._statement, scene_reading._two_pictures) for _, written in drawn(kind)]
+    answers = [
+        written for kind in (scene_reading._statement, scene_reading._two_pictures) for _, written in drawn(kind)
+    ]
     assert set(answers) == {"True", "False"} and 40 < answers.count("True") < 80  # of 120
 
 

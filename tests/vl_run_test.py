@@ -14,7 +14,21 @@ import pytest
 from flax import linen as nn
 
 from configs import scenes_vl
-from vlmx import errors, main, report, shard, variant, vl, vl_baseline, vl_examples, vl_fit, vl_predict, vl_report
+from vlmx import (
+    checkpoint,
+    errors,
+    loop,
+    main,
+    report,
+    shard,
+    variant,
+    vl,
+    vl_baseline,
+    vl_examples,
+    vl_fit,
+    vl_predict,
+    vl_report,
+)  # fmt: skip
 from vlmx.data import scene_tasks, vl_batches
 from vlmx.data.vl import Example, Task
 from vlmx.errors import UserError
@@ -111,6 +125,20 @@ def test_batches_follow_from_their_step_alone():
         assert a["ids"].shape == (2, 4, 8)
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_steps_of_a_call_come_near_what_is_asked_for_whatever_their_number(tmp_path):
+    found = {total: loop.at_once(total, 10) for total in (966, 979, 450, 977, 982, 3)}
+    assert found == {966: 7, 979: 11, 450: 10, 977: 10, 982: 10, 3: 3}
+    assert [len(b["task"]) for b in vl_batches.stream(mix(), 0, 7, 3)] == [3, 3, 1]
+
+    def call(state, batch):
+        return {"calls": state["calls"] + 1}, {"bad": np.zeros((batch, 1), bool), "loss": np.zeros((batch, 1), np.float32)}
+
+    noted, mesh, made = [], shard.make_mesh(small().mesh), checkpoint.manager(tmp_path)
+    plan = loop.Steps("it", 7, 3, call, lambda done, _: noted.append(done), (0,), made, 100, {}, False)
+    assert loop.go(plan, {"calls": jnp.zeros(())}, [3, 3, 1], 0, mesh)["calls"] == 3 and noted == [3, 6, 7]
+    assert made.latest_step() == 7
 
 
 def test_prefixes():

@@ -37,7 +37,7 @@ def place(o: Object) -> str:
 
 
 def account(s: Scene, rng: random.Random) -> str:
-    """All that is asked about a scene: every object with its looks, size and place, and the background, in any order."""
+    """All that is asked about a scene: each object with its looks, size and place, and the background, in any order."""
     if s.glyph:
         char = s.glyph.char
         noun = f"digit {WORDS[int(char)]}" if char.isdigit() else f"letter {char}"
@@ -116,7 +116,9 @@ def _lookup(rng):
 
 def _event(rng):
     clip, said, shown = _clip(rng)
-    prefix, told = rng.choice((("yc2c", scene_clips.instruction(clip)), ("tvc", *scene_clips.descriptions(clip, rng, 1))))
+    prefix, told = rng.choice(
+        (("yc2c", scene_clips.instruction(clip)), ("tvc", *scene_clips.descriptions(clip, rng, 1)))
+    )
     return f"{said} {prefix}: {shown}", told
 
 
