@@ -80,8 +80,13 @@ def configured(named, fields=()):
 def compiled(args, fields, step, slice, batch):
     """The plan of a step: of those of a batch on a slice, the one of its name and kind; see `measure`."""
     if slice.chip is None:
-        return measure(step, slice)
-    return aot.apart(_compiled, args.config, fields, step.name, step.kind, slice, batch, args.whole)
+        found = measure(step, slice)
+    else:
+        found = aot.apart(_compiled, args.config, fields, step.name, step.kind, slice, batch, args.whole)
+    gib, took = found["peak"] / GIB, found["seconds_to_compile"]
+    said = f"{found['step']}, {slice.name}, batch {found['examples']:,}: {gib:.2f} GiB a chip, compiled in {took} s"
+    print(said, file=sys.stderr, flush=True)
+    return found
 
 
 def _compiled(named, fields, name, kind, slice, batch, whole):
@@ -307,7 +312,6 @@ def run(args, fields):
             plans.append(found)
             names = list(dict.fromkeys(p["topology"] for p in plans))
             plans.sort(key=lambda p, names=names: names.index(p["topology"]))
-            print(f"{found['step']}, {found['topology']}: {found['seconds_to_compile']} s", file=sys.stderr, flush=True)
             if path:
                 write(path.parent, title, plans)
     print(f"{title}\n{table(plans)}", flush=True)
