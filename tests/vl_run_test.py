@@ -133,7 +133,8 @@ def test_steps_of_a_call_come_near_what_is_asked_for_whatever_their_number(tmp_p
     assert [len(b["task"]) for b in vl_batches.stream(mix(), 0, 7, 3)] == [3, 3, 1]
 
     def call(state, batch):
-        return {"calls": state["calls"] + 1}, {"bad": np.zeros((batch, 1), bool), "loss": np.zeros((batch, 1), np.float32)}
+        metrics = {"bad": np.zeros((batch, 1), bool), "loss": np.zeros((batch, 1), np.float32)}
+        return {"calls": state["calls"] + 1}, metrics
 
     noted, mesh, made = [], shard.make_mesh(small().mesh), checkpoint.manager(tmp_path)
     plan = loop.Steps("it", 7, 3, call, lambda done, _: noted.append(done), (0,), made, 100, {}, False)
