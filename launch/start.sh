@@ -10,18 +10,22 @@ if [ $# = 0 ]; then
   sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
-stopped=0
-trap 'stopped=1; kill -TERM "$child" 2>/dev/null' TERM INT
+stopped=0 child=
+trap 'stopped=1 signalled=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 for ((i = 0; ; i++)); do
   "$@" &
-  child=$!
-  while true; do # a signal ends `wait`, and not the command
-    wait "$child"
-    status=$?
-    kill -0 "$child" 2>/dev/null || break
+  child=$! status=
+  [ "$stopped" = 0 ] || kill -TERM "$child" # told so before there was a child to tell
+  while true; do # a signal ends `wait`, and not the command, whose status is then still to be had
+    signalled=0
+    wait "$child" 2>/dev/null
+    now=$?
+    [ "$now" = 127 ] && [ -n "$status" ] || status=$now # 127: it had been had before
+    [ "$signalled" = 1 ] || break
   done
   if [ "$status" != 75 ] && [ "$status" != 76 ]; then exit "$status"; fi
   if [ "$stopped" = 1 ] || [ "$i" -ge "${RETRIES:-100}" ]; then exit "$status"; fi
   echo "launch/start.sh: exit status $status, the same command again in ${PAUSE:-10} s" >&2
   sleep "${PAUSE:-10}"
+  [ "$stopped" = 0 ] || exit "$status"
 done
