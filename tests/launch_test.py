@@ -1,7 +1,9 @@
 """The scripts of launch/: what they would do, word for word, and, where this machine can, what they do."""
 
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -306,3 +308,26 @@ def test_many_workdirs_become_one_table_and_one_csv(tmp_path, capsys):
     ]
     assert "maple" in (out / "tables.md").read_text() and "../a/coop" in (out / "report.html").read_text()
     assert table.main([str(tmp_path / "empty"), "--out", str(out)]) == 2
+
+
+# -------------------------------------------------------------------- images of containers
+@pytest.mark.parametrize("name", ("Dockerfile.gpu", "Dockerfile.tpu"))
+def test_an_image_holds_what_its_command_needs(name, tmp_path):
+    lines = [line.split(maxsplit=1) for line in (LAUNCH / name).read_text().splitlines() if not line.startswith("#")]
+    for *sources, to in [rest.split() for word, rest in lines if word == "COPY"]:
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, tmp_path / to, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / source, tmp_path / to)
+    (installs,) = [rest for word, rest in lines if word == "RUN"]
+    extra = re.search(r'^pip install --no-cache-dir \. "jax\[(\w+)\]"$', installs)[1]
+    assert extra in importlib.metadata.metadata("jax").get_all("Provides-Extra")
+    made = "import setuptools; setuptools.setup = lambda **how: print(*how['packages']); import setup"
+    packages = subprocess.run([sys.executable, "-c", made], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert {"vlmx", "vlmx.data", "vlmx.methods"} <= set(packages.stdout.split())
+    (command,) = [json.loads(rest) for word, rest in lines if word == "CMD"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0 and "digits" in result.stdout, result.stderr
