@@ -157,18 +157,18 @@ def sentence(left: Scene, right: Scene, rng: random.Random) -> Sentence:
     ))  # fmt: skip
 
 
-def with_objects(rng) -> Scene:
-    """A scene with objects."""
+def with_objects(rng: random.Random) -> Scene:
+    """A scene with objects, not with a glyph."""
     while not (found := scene(rng)).objects:
         pass
     return found
 
 
-def dividing(own, rng: random.Random, n: int, tries=200) -> list[Sentence]:
-    """Up to `n` sentences that are true of one of two pairs of scenes and not of the other."""
+def dividing(pairs, rng: random.Random, n: int, tries: int = 200) -> list[Sentence]:
+    """Up to `n` sentences that are true of one of two pairs of scenes, and not of the other, out of `tries`."""
     found = {}
     for _ in range(tries):
-        said = sentence(*rng.choice(own), rng)
-        if len(found) < n and said.true(*own[0]) != said.true(*own[1]):
+        said = sentence(*rng.choice(pairs), rng)
+        if len(found) < n and said.true(*pairs[0]) != said.true(*pairs[1]):
             found[said.text] = said
     return list(found.values())
