@@ -28,7 +28,8 @@ SIZES = {
     "yc2": {"train": 800, "val": 100, "test": 200},
 }
 IMAGES, VIDEOS = ("coco", "gqa", "nlvr"), ("tv", "how2", "yc2")
-QUESTIONS, CAPTIONS, SENTENCES = 4, 5, 4  # about each picture; of each picture that is tested; about each pair
+QUESTIONS, CAPTIONS, SENTENCES = 4, 5, 8  # about each picture; of each picture that is tested; about each pair
+BACKGROUND = 0.85  # of these sentences name the colour of a background, which tiny models learn to compare in minutes
 TOLD = 2  # captions of each picture to learn from
 YEARS = {"train": "train2014", "val": "val2014", "test": "val2014"}
 
@@ -39,7 +40,7 @@ def write(root: str | os.PathLike, family: str = "image", scale: float = 1.0, se
 
     scale: of all SIZES. workers: processes that draw; the files are the same for any number.
     """
-    root, made = Path(root), {"family": family, "scale": scale, "seed": seed, "format": 2}
+    root, made = Path(root), {"family": family, "scale": scale, "seed": seed, "format": 3}
     note = root / "scenes.json"
     if note.exists():
         if (found := json.loads(note.read_text())) != made:
@@ -171,7 +172,7 @@ def _nlvr(root, seed, sizes):
         for set_, own in enumerate(zip(pairs[::2], pairs[1::2])):
             for j, pair in enumerate(own):
                 pictures |= {f"{part}-{set_}-{j}-img{k}": scene for k, scene in enumerate(pair)}
-            for k, said in enumerate(scene_reasoning.dividing(own, rng, SENTENCES)):
+            for k, said in enumerate(scene_reasoning.dividing(own, rng, SENTENCES, background=BACKGROUND)):
                 rows += [{"identifier": f"{part}-{set_}-{j}-{k}", "sentence": said.text, "label": str(said.true(*pair))}
                          for j, pair in enumerate(own)]  # fmt: skip
         _lines(root / "nlvr" / f"{part}.json", rows)
@@ -227,7 +228,7 @@ def _tv(root, seed, sizes):
     _subtitles(root, "tv", parts)
     _questions(root, "tvqa", parts, 5, ("Shapes", "Colours"))
     _described(
-        root, "tvc", parts, lambda clip, rng, part: scene_clips.descriptions(clip, rng, 2 if part == "train" else 4)
+        root, "tvc", parts, lambda clip, rng, part: scene_clips.descriptions(clip, rng, 1 if part == "train" else 2)
     )
     return clips
 
