@@ -120,7 +120,7 @@ def test_composed_questions():
                 assert q.answer in q.text
             if q.structure == "query" and q.text.startswith("what colour"):
                 assert q.answer in {o.colour for o in scene.objects}
-    assert set(found) == {structure for structure, _ in scene_reasoning.ASKED}
+    assert set(found) == set(scene_reasoning.STRUCTURES)
     for structure in ("verify", "logical"):
         yes, no = found[structure]["yes"], found[structure]["no"]
         assert 0.4 < yes / (yes + no) < 0.6

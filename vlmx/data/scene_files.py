@@ -29,7 +29,6 @@ SIZES = {
 }
 IMAGES, VIDEOS = ("coco", "gqa", "nlvr"), ("tv", "how2", "yc2")
 QUESTIONS, CAPTIONS, SENTENCES = 4, 5, 8  # about each picture; of each picture that is tested; about each pair
-BACKGROUND = 0.85  # of these sentences name the colour of a background, which tiny models learn to compare in minutes
 TOLD = 2  # captions of each picture to learn from
 YEARS = {"train": "train2014", "val": "val2014", "test": "val2014"}
 
@@ -172,7 +171,7 @@ def _nlvr(root, seed, sizes):
         for set_, own in enumerate(zip(pairs[::2], pairs[1::2])):
             for j, pair in enumerate(own):
                 pictures |= {f"{part}-{set_}-{j}-img{k}": scene for k, scene in enumerate(pair)}
-            for k, said in enumerate(scene_reasoning.dividing(own, rng, SENTENCES, background=BACKGROUND)):
+            for k, said in enumerate(scene_reasoning.dividing(own, rng, SENTENCES)):
                 rows += [{"identifier": f"{part}-{set_}-{j}-{k}", "sentence": said.text, "label": str(said.true(*pair))}
                          for j, pair in enumerate(own)]  # fmt: skip
         _lines(root / "nlvr" / f"{part}.json", rows)
