@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import random
+import re
 from collections import Counter, defaultdict
 
 import h5py
@@ -118,6 +119,8 @@ def test_composed_questions():
             found[q.structure][q.answer] += 1
             if q.structure == "choose":
                 assert q.answer in q.text
+            if named := re.fullmatch(r"is the background (\w+)(?: or (\w+))?\?", q.text):
+                assert q.answer == ("yes" if scene.background in named.groups() else "no")
             if q.structure == "query" and q.text.startswith("what colour"):
                 assert q.answer in {o.colour for o in scene.objects}
     assert set(found) == set(scene_reasoning.STRUCTURES)
