@@ -3,7 +3,8 @@
 python -m vlmx.main --config configs/pretrain_vl.py[:backbone=tiny_t5] --workdir DIR
 
 `--config.model.start=DIR/full/tuned` then makes it the frozen backbone of another run: VL-Adapter's analysis of
-pre-training on vision-and-language data (arXiv 2112.06825).
+pre-training on vision-and-language data (arXiv 2112.06825). Let both see as many visual tokens of an image: for
+scenes_image_text, `--config.model.visual_tokens=4` here.
 """
 
 from configs import scenes_vl
