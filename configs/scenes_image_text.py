@@ -10,7 +10,8 @@ from vlmx.data.vl_forms import IMAGE_TEXT
 
 
 def recipe(name):
-    """The settings of a variant: those of scenes_vl at the published rate. With a higher one NLVR2 is learned later."""
+    """The settings of a variant: those of scenes_vl, but for the rate, which is the published one of all but full
+    fine-tuning and multiple adapters. With a higher one NLVR2 is learned later."""
     found = scenes_vl.recipe(name)
     found.optimizer.lr = 1e-3
     return found
@@ -21,7 +22,7 @@ def get_config(arg="single_adapter"):
     config = vl_common.run(
         "scenes_image_text", arg, IMAGE_TEXT, recipe, epochs=1, batch=32, backbone="tiny_bart",
         tower="tiny_clip", root="scenes/image", scenes=1.0, options={"gqa": {"train": ("train",)}},
-        length=22, target_length=24,  # no text of the tiny BART is longer; of T5, few captions are
+        length=22, target_length=24,  # no text of the tiny BART is longer; captions of T5 are cut
     )  # fmt: skip
     config.model.visual_tokens = 4  # to which the 16 are pooled: the quarters of a picture
     config.model.dropout = 0.0  # as in scenes_vl

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from vlmx.data.scene_text import SIDES, a, names, plural, scene, thing
 from vlmx.data.scenes import BACKGROUNDS, COLOURS, FILLS, KINDS, WORDS, Object, Scene, relation
 
-# Of GQA's yes and no, and of NLVR2's sentences, so many name the colour of a background: what tiny models learn to
-# compare with a word in minutes. The rest is there to be failed at.
+# How often GQA's "verify" and "logical", and a sentence that is tried for a pair, name the colour of a background: what
+# tiny models learn to compare with a word in minutes. Of the sentences that are kept it is less: they must differ.
 BACKGROUND = 0.85
 WORDS_OF = {"colour": tuple(COLOURS), "kind": tuple(KINDS), "fill": tuple(FILLS)}
 
