@@ -54,6 +54,7 @@ setup(
             "ipykernel>=7.4.0",  # with nbclient and nbformat, for launch/colab
             "nbclient>=0.11.0",
             "nbformat>=5.11.1",
+            "hypothesis>=6.155.2",
             "pytest>=9.2.0",
             "pytest-xdist>=3.8.0",
             "ruff>=0.17.6",
