@@ -147,7 +147,7 @@ def make(name, **hyperparameters):
         inner += [last] if last != "ensemble" else []
         for key, values in hyperparameters.items():
             if not isinstance(values, Mapping):
-                raise UserError(f"hyper-parameters of {key} in {name}: expected {{name: value}}; got {reprlib.repr(values)}.")
+                raise UserError(f"hyper-parameters of {key}: expected {{name: value}}; got {reprlib.repr(values)}.")
         parts = {one: make(one, **hyperparameters.get(one, {})) for one in inner}
         method = combine.several(parts) if len(inner) > 1 else parts[inner[0]]
         return build(last, ensemble.make, hyperparameters.get(last, {}), method) if last == "ensemble" else method

@@ -83,8 +83,13 @@ def make(name, **hyperparameters):
     file, given = PUBLISHED.get(name, (name, {}))
     path = file if "." in file else f"vlmx.variants.{file}"
     if "." not in file and file not in files():
-        raise unknown("variant", name, {*PUBLISHED, *files()})
+        raise unknown("variant", name, names())
     return build(name, importlib.import_module(path).make, given | hyperparameters)
+
+
+def names():
+    """The variants of the package: those with a published name, and the files of vlmx/variants/."""
+    return {*PUBLISHED, *files()}
 
 
 def files():
