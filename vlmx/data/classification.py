@@ -179,7 +179,7 @@ def published_or_made(
     path = home / os.path.expanduser(split_file or f"split_zhou_{bench.split}.json")  # an absolute one stays as it is
     if bench.split and (split_file or path.exists()):
         parts, notes = read_split(path, data.get("bad_images") == "skip")
-        parts, repeated = count_once(name, path, parts, lambda p: file_id(home / bench.images / p))
+        parts, repeated = count_once(path, parts, lambda p: file_id(home / bench.images / p), not split_file)
         return parts, notes + repeated
     return made(name, annotations.READERS[name](home), workdir)
 
@@ -254,14 +254,14 @@ def is_item(entry) -> bool:
     return isinstance(name, str) and bool(name.strip()) and not re.search("[\ud800-\udfff]", name)
 
 
-def count_once(name: str, source: Path, parts: dict[str, list[Item]], identify: Callable) -> tuple[dict, list[str]]:
-    """Leave out later mentions of an image, but for the published split file, which stays as it is.
+def count_once(source: Path, parts: dict[str, list[Item]], identify: Callable, published: bool):
+    """Leave out later mentions of an image.
 
     Args:
-        name: of the benchmark.
         source: the split file.
         parts: {split: items}.
         identify: path of an item -> what the image is.
+        published: whether it is the benchmark's official file, which stays as it is, with a note.
 
     Returns:
         (parts, notes).
@@ -273,10 +273,12 @@ def count_once(name: str, source: Path, parts: dict[str, list[Item]], identify: 
     _, repeats = split_repeats(entries, identify)
     if not repeats:
         return parts, []
-    what = f"{printable(source)} lists {len(repeats)} images once more"
-    if (len({item[1] for item in parts["train"]}), *map(len, parts.values())) == BENCHMARKS[name].counts:
-        example = f"{printable(repeats[0][1].path)} at {repeats[0][0].place} and {repeats[0][1].place}"
-        return parts, [f"{what}, which stays as published; for instance {example}"]
+    what = f"{printable(source)} lists {len(repeats)} images more than once"
+    if published:
+        places = " and ".join(f"{e.label!r} in {e.part}" for e in repeats[0])
+        return parts, [
+            f"{what} in train, val and test, which is left as published; {printable(repeats[0][1].path)} is {places}"
+        ]
     refuse_conflicts(source, repeats)
     again = {entry.place for _, entry in repeats}
     kept = {part: [item for i, item in enumerate(items) if f"{part}[{i}]" not in again]

@@ -105,7 +105,8 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
 
     Readers use `data.root`, `data.split_file` (published ones and folder), `data.file` (csv). For every dataset
     `data.templates` replaces the templates and `data.classnames` names a file with other class names. Splits that have
-    to be made are written to `workdir`. Raises UserError for an unknown name, and for files that are missing or not as expected.
+    to be made are written to `workdir`. Raises UserError for an unknown name, and for files that are missing or not as
+    expected.
     """
     from vlmx.data import own
 

@@ -107,7 +107,7 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
     path = _split_file(data, root, bench)
     if path:
         parts, notes = classification.read_split(path, data.get("bad_images") == "skip")
-        parts, repeated = classification.count_once(name, path, parts, _stem)
+        parts, repeated = classification.count_once(path, parts, _stem, not data.get("split_file"))
         notes += repeated
         classnames = classification.names_of(name, parts)
     else:
