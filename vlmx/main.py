@@ -51,6 +51,9 @@ def main(argv):
 
 def guarded(work, workdir, coordinator=None, process=None, many=None):
     """`work()` as one of `many` processes, or alone; what ends it early ends in a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
     from vlmx import processes  # jax starts here: --help and --list need not wait for it
 

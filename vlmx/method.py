@@ -221,7 +221,7 @@ def image_features(model, batch):
 def prompts(task, templates):
     """Texts of every class in every template, class first: (list of C*len(templates) texts, list of what each is)."""
     pairs = [(name, t) for name in task.classnames for t in templates]
-    texts = [t.format(name.replace("_", " ")) for name, t in pairs]
+    texts = [t.replace("{}", name.replace("_", " ")) for name, t in pairs]  # other braces are text
     return texts, [f"class {name!r} in template {t!r}" for name, t in pairs]
 
 

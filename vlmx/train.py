@@ -21,7 +21,18 @@ from vlmx.files import write_json
 from vlmx.fit import fit, search, stack
 from vlmx.logs import say
 from vlmx.metrics import accuracy
-from vlmx.world import Test, World, drop_unreadable, load_model, load_target, predict, used_rows, words, write_lists
+from vlmx.world import (
+    Test,
+    World,
+    drop_unreadable,
+    find_same_prompts,
+    load_model,
+    load_target,
+    predict,
+    used_rows,
+    words,
+    write_lists,
+)
 
 
 def run(config, workdir, go_on=False):
@@ -72,6 +83,13 @@ def run(config, workdir, go_on=False):
     for (name, _), method in made.items() if not go_on else ():
         methods.refuse_tower(name, method, model, config.model.name)
     say(f"model: {config.model.name}, {partition.count(model.params):,} parameters, frozen, {size} x {size} pixels")
+    same_prompts = [
+        f"{of}: {note}".removeprefix(": ")
+        for of, data in {"": dataset, **targets}.items()
+        for note in find_same_prompts(config, data, tokenizer)
+    ]
+    for note in same_prompts:
+        say(f"  note: {note}")
 
     # ---------------------------------------------------------------- frozen features, each image once
     center = functools.partial(transforms.center, size=size)
@@ -127,6 +145,7 @@ def run(config, workdir, go_on=False):
 
     # ---------------------------------------------------------------- results and report
     notes = [*dataset.notes, *(f"{name}: {note}" for name, data in targets.items() for note in data.notes)]
+    notes += same_prompts
     notes += [f"unreadable, left out: {b.name} ({b.reason})" for b in bad]
     results = {
         **settings.head(config),
