@@ -71,7 +71,7 @@ def read_json(path, advice="", kind=dict, limit=LIMIT):
         kind: type of the content, or several: dict, list, ...
 
     Raises:
-        UserError: as `read_text`, or the file is empty, no whole json, or json of another kind.
+        UserError: as `read_text`, or the file is empty, no valid json, or json of another kind.
     """
     return parse_json(read_text(path, advice, limit), path, advice, kind)
 
@@ -86,7 +86,7 @@ def parse_json(text, where, advice="", kind=dict):
         content = json.loads(text)
     except json.JSONDecodeError as e:
         place = f" at line {e.lineno}, column {e.colno}" if "\n" in text.strip() else f" at column {e.colno}"
-        problem = f"no whole json ({e.msg}{place})" if text.strip() else "empty"
+        problem = f"no valid json ({e.msg}{place})" if text.strip() else "empty"
     except RecursionError:
         problem = "json with too many brackets inside each other"
     except ValueError as e:  # a number of more digits than Python reads
