@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from vlmx.errors import UserError
+from vlmx.errors import Unwritable, UserError
 
 LIMIT = 2**28  # bytes of a json file that is read whole
 
@@ -23,11 +23,15 @@ def write(path, content):
     if jax.process_index() != 0:
         return
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
     # A file name that is not UTF-8 stands as \udcXX escapes, which JSON readers turn back into the name.
-    fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
-    os.replace(fresh, path)
+    content = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_bytes(content)
+        os.replace(fresh, path)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as e:  # a folder in place of a file, or otherwise
+        raise Unwritable(path, e.strerror) from e
 
 
 def write_json(path, data):
