@@ -12,6 +12,7 @@ import jax
 
 from vlmx.errors import Unwritable, UserError
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a spreadsheet's formula begins, or hides its beginning
 LIMIT = 2**28  # bytes of a json file that is read whole
 
 # in words; all others are numbers
@@ -137,3 +138,13 @@ def reading(path, advice=""):
 def describe_kind(value):
     """Return what a json value is, in words: "a list", "a number", ..."""
     return KINDS.get(type(value), "a number")
+
+
+def csv_cell(value):
+    """Return a value as a cell of a csv that a spreadsheet takes for no formula: a text that begins as one gets a '."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA) else value
+
+
+def plain_cell(text):
+    """Return the text of a cell that `csv_cell` made."""
+    return text[1:] if text[:1] == "'" and csv_cell(text[1:]) == text else text

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmx import files
 from vlmx.metrics import accuracy
 
 KEYS = ("benchmark", "backbone", "protocol", "shots", "method")
 COLUMNS = {"base_to_new": {"base": "base", "new": "new", "HM": "hm"}, "few_shot": {"accuracy": "accuracy"}}
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a spreadsheet's formula begins, or hides its beginning
 MANY = 5000  # test images: fewer leave no meaning to a second digit behind the point
 
 DIFFICULTY = "Relative transfer difficulty: accuracy by chance / accuracy before training (arXiv 2311.15569)."
@@ -283,22 +283,17 @@ def text(results):
     return "\n\n".join(parts) + "\n"
 
 
-def csv_cell(value):
-    """Return a value as a cell of a csv that a spreadsheet takes for no formula: a text that begins as one gets a '."""
-    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA) else value
-
-
 def table_csv(cells):
     """results.csv: a line for every seed and metric."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*KEYS, "seed", "metric", "value", "trained_params", "seconds"])
     for cell in cells:
-        key = [csv_cell(cell[k]) for k in KEYS]
+        key = [files.csv_cell(cell[k]) for k in KEYS]
         if "failed" in cell:
             writer.writerow([*key, "", "failed" if cell["failed"] else "not run", "", "", ""])
         for seed in cell.get("seeds", ()):
             for metric, value in seed["metrics"].items():
                 values = [seed["seed"], metric, value, cell["trained_params"], cell["seconds"]]
-                writer.writerow([*key, *map(csv_cell, values)])
+                writer.writerow([*key, *map(files.csv_cell, values)])
     return out.getvalue()
