@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 BICUBIC = Image.Resampling.BICUBIC
+MAX_SIDE = 10**6  # pixels; PIL's bookkeeping of 89,000,000 rows alone takes gigabytes
 
 
 class BadImage(Exception):
@@ -77,6 +78,8 @@ def _load_rgb(img: Image.Image, upright: bool) -> Image.Image:
     refuse_bomb(*img.size)  # before any pixel is decoded; at PIL's limit PIL itself only warns
     if 0 in img.size:
         raise BadImage(f"{img.width} x {img.height} pixels: it is empty")
+    if max(img.size) > MAX_SIDE:
+        raise BadImage(f"{img.width} x {img.height} pixels: a side is over {MAX_SIDE:,}")
     img.load()
     turn = _turn_upright(img) if upright else None
     img = _to_rgb(img)
@@ -169,9 +172,9 @@ def center(img: Image.Image, size: int, rng=None) -> np.ndarray:
 def squash(img: Image.Image, size: int, rng=None) -> np.ndarray:
     """Both sides to `size`, whatever the shape (Dassl, when no random crop is asked for). `rng` is not used.
 
-    Raises BadImage for a strip so high that it would be a decompression bomb, resized in width as PIL does first.
+    Raises BadImage for a strip so long that PIL needs as much memory on the way as for a decompression bomb.
     """
-    refuse_bomb(size, img.height)
+    refuse_bomb(size, max(img.size))
     return np.asarray(img.resize((size, size), BICUBIC))
 
 
