@@ -45,7 +45,7 @@ class Classifier:
         meta = _of_the_run(Path(folder)) | meta
         if "model" not in meta and not model:
             raise UserError(f"{folder}/tuned.json does not say which CLIP it was tuned on: name it with --model.")
-        loaded = zoo.load(model or meta["model"], image_size=meta.get("image_size") or None)
+        loaded = zoo.load(model or meta["model"], **zoo.overrides(meta))
         if loaded.digest != meta["backbone"]:
             raise UserError(
                 f"{folder} was tuned on the backbone with SHA-256 {meta['backbone']}; {model or meta['model']} has "
@@ -72,7 +72,7 @@ class Classifier:
         self.v, self.model, self.consts, self.upright = v, loaded.model, consts, meta.get("upright", False)
         self.apply = jax.jit(functools.partial(_outputs, method.apply))
         size = loaded.model.config.vision.image_size
-        self.transform = functools.partial(transforms.center, size=size)
+        self.transform = transforms.for_tower(loaded.model.config)
         try:
             one = np.zeros((1, size, size, 3), np.uint8)
             said = jax.eval_shape(self.apply, v, loaded.model, consts, one)
@@ -118,7 +118,7 @@ def _of_the_run(folder):
     if not path.exists():
         return {}
     config = json.loads(path.read_text())
-    return {"model": config["model"]["name"], "image_size": config["model"].get("image_size"), "config": config}
+    return {"model": config["model"]["name"], "config": config} | zoo.overrides(config["model"])
 
 
 # -------------------------------------------------------------------- variants of VL-T5 and VL-BART
@@ -154,8 +154,9 @@ class Answerer:
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
             self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
-        self.clip, self.what = zoo.load(tower).model, config.get("tower", {}).get("what", "grid")
-        self.transform = functools.partial(transforms.squash, size=self.clip.config.vision.image_size)
+        about = config.get("tower", {})
+        self.clip, self.what = zoo.load(tower, **zoo.overrides(about)).model, about.get("what", "grid")
+        self.transform = transforms.whole_for_tower(self.clip.config)
         self.mesh = shard.make_mesh(devices=jax.devices()[:1])
 
     def task_of(self, text, images):

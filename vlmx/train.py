@@ -21,6 +21,7 @@ from vlmx.files import write_json
 from vlmx.fit import fit, search, stack
 from vlmx.logs import say
 from vlmx.metrics import accuracy
+from vlmx.models import zoo
 from vlmx.world import Test, World, drop_unreadable, load_model, load_target, predict, used_rows, words, write_lists
 
 
@@ -74,32 +75,32 @@ def run(config, workdir, go_on=False):
     say(f"model: {config.model.name}, {partition.count(model.params):,} parameters, frozen, {size} x {size} pixels")
 
     # ---------------------------------------------------------------- frozen features, each image once
-    center = functools.partial(transforms.center, size=size)
+    test = transforms.for_tower(model.config)
     reading = {"workers": config.data.workers, "upright": dataset.upright}
     kept = {"store": features.open_store(config.features), "digest": digest}
     encode = functools.partial(features.encode, model, batch=config.eval_batch, mesh=mesh, **kept, **reading)
     stored, tests = {}, {}
     for of, data in {"": dataset, **targets}.items():
         unreadable = []
-        found = encode(data.test, center, what=f"{of} test images".strip(), bad=unreadable, upright=data.upright)
+        found = encode(data.test, test, what=f"{of} test images".strip(), bad=unreadable, upright=data.upright)
         if unreadable and config.data.bad_images == "stop":
             raise UserError(pipeline.stop_message(unreadable, len(data.test.labels)))
         tests[of] = Test(data, found)
         bad += unreadable
     read = any(method.needs == "features" and name != config.reference for (name, _), method in made.items())
     views = max(settings.recipe_of(config, *cell).get("views", 0) for cell in cells)
-    crop = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
+    crop = transforms.crop_for_tower(model.config, config.data.crop_scale)
     if read or (trains and config.data.augment == "none"):
         for part in ("train", "val"):
             used = used_rows(problems, part)
             images = fewshot.take(getattr(dataset, part), used)
-            stored[part] = dict(zip(used.tolist(), np.asarray(encode(images, center, what=f"{part} images").features)))
+            stored[part] = dict(zip(used.tolist(), np.asarray(encode(images, test, what=f"{part} images").features)))
             if part == "train" and views and config.data.augment == "crop":
                 crops = encode(images, crop, views=views, what="crops of train images").features
                 stored["views"] = dict(zip(used.tolist(), crops.swapaxes(0, 1)))
 
     # ---------------------------------------------------------------- zero-shot, before anything is trained
-    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored, tests, {})
+    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, test, reading, stored, tests, {})
     reference = methods.make(config.reference)
     everything = protocols.Part(tuple(range(len(dataset.classnames))), np.arange(sizes["test"]))
     consts = reference.setup(model, words(world, everything.labels))
@@ -283,6 +284,7 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
         **({"adaptation": adaptation} if adaptation else {}),
     }
     about = {"model": config.model.name, "image_size": config.model.image_size, "templates": world.dataset.templates}
+    about |= {key: value for key, value in zoo.overrides(config.model).items() if value}
     about |= {"ensemble": learnt.ensemble, "upright": world.dataset.upright}  # what vlmx.predict has to know
     about |= {"make": recipe.method} if "method" in recipe else {}
     for draw, v in fitted:
