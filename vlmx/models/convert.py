@@ -133,6 +133,8 @@ def save_hf(directory, config, params, tokenizer_dir=None, dtype="float32"):
         raise UserError(
             "a CLIP with a ResNet image tower has no Hugging Face format; only ViT towers can be saved in it"
         )
+    if config.resize.mode == "longest":
+        raise UserError("this CLIP takes pictures with borders (resize_mode longest); Hugging Face's CLIP has no such")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -173,16 +175,7 @@ def save_hf(directory, config, params, tokenizer_dir=None, dtype="float32"):
             ),
         },
     )
-    files.write_json(
-        directory / "preprocessor_config.json",
-        {
-            "image_processor_type": "CLIPImageProcessor",
-            "crop_size": {"height": v.image_size, "width": v.image_size},
-            "size": {"shortest_edge": v.image_size},
-            "image_mean": list(config.mean),
-            "image_std": list(config.std),
-        },
-    )
+    files.write_json(directory / "preprocessor_config.json", preprocess.as_hugging_face(config))
     for file in TOKENIZER_FILES if tokenizer_dir else ():
         if (Path(tokenizer_dir) / file).is_file():
             shutil.copyfile(Path(tokenizer_dir) / file, directory / file)
@@ -581,16 +574,19 @@ def _ask_for_activation(file, config, vision, text_width):
     """What to say about a state dict that does not tell its activation and its heads."""
     resnet = isinstance(vision, ResNet)
     usual = (max(1, vision.width * (32 if resnet else 1) // 64), max(1, text_width // 64))
-    archs = [name for name, (*sizes, _) in ARCHS.items() if tuple(sizes) == _sizes(vision)]
-    name = archs[0] if archs else "ViT-B-32"
-    return (
+    archs = [name for name, (*sizes, _) in ARCHS.items() if tuple(sizes) == _sizes(vision)][:1]
+    by_name = [f"  --config.model.arch={name}  (the name in OpenCLIP; or {name}-quickgelu)" for name in archs]
+    lines = [
         f"{file}: a state dict alone tells neither the activation of the MLPs (GELU, usual in OpenCLIP, or quick-GELU, "
         f"as in OpenAI's models) nor the number of attention heads, and with wrong ones its features are wrong; "
         f"{config}: missing; it would tell the activation and the heads. Put OpenCLIP's configuration there, or say "
-        f"them:\n  --config.model.arch={name}  (the name in OpenCLIP; or {name}-quickgelu)\n"
+        "them:",
+        *by_name,
         f"  --config.model.act=gelu --config.model.heads={usual[0]},{usual[1]}  (or quick_gelu; heads of image tower, "
-        "text tower, here 64 wide)\nwith vlmx.extract: --arch, or --act and --heads."
-    )
+        "text tower, here 64 wide)",
+        "with vlmx.extract: --arch, or --act and --heads; of the image tower of VL-T5: --config.tower....",
+    ]
+    return "\n".join(lines)
 
 
 def _openai_table(config, text):

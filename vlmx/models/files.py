@@ -193,8 +193,7 @@ def _open_torch(file):
         inner = [state.get(key) for key in NESTED] if isinstance(state, dict) else []
         inner = [v for v in inner if isinstance(v, dict) and any(map(is_tensor, v.values())) or nests(v)]
         state = inner[0] if inner else state
-    if not isinstance(state, dict):
-        raise UserError(f"{file}: expected tensors by name, got {type(state).__name__}")
+    state = state if isinstance(state, dict) else {}
     if odd := [key for key, value in state.items() if is_tensor(value) and not isinstance(key, str)]:
         raise UserError(f"{file}: expected names of tensors, got {type(odd[0]).__name__} {odd[0]!r}")
     plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -143,3 +143,18 @@ def _triple(where, raw, key, default):
         raise UserError(f"{where}: {key} is {str(values)[:60]}; expected three numbers")
     low = 1e-6 if key.endswith("std") else -1e3
     return tuple(files.real(f"{where}: ", {key: value}, key, low=low, high=1e3) for value in values)
+
+
+def as_hugging_face(config):
+    """The content of `preprocessor_config.json` for a ClipConfig; what is CLIP's own way is left out."""
+    size, resize = config.vision.image_size, config.resize
+    square = {"height": size, "width": size}
+    out = {
+        "image_processor_type": CLIP_TYPES[0],
+        "crop_size": square,
+        "size": square if resize.mode == "squash" else {"shortest_edge": round(resize.scale * size)},
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+    }
+    other = {"do_center_crop": False} if resize.mode == "squash" else {}
+    return out | other | ({"resample": number} if (number := RESAMPLE.index(resize.interpolation)) != 3 else {})
