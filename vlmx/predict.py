@@ -68,7 +68,7 @@ class Classifier:
                 f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
                 f"{', '.join(learnt)}."
             )
-        loaded = zoo.load(model or meta["model"], image_size=meta.get("image_size") or None)
+        loaded = zoo.load(model or meta["model"], **zoo.overrides(meta))
         if loaded.digest != meta["backbone"]:
             raise UserError(
                 f"{folder} was tuned on the backbone with SHA-256 {meta['backbone']}; {model or meta['model']} has "
@@ -97,7 +97,7 @@ class Classifier:
         self.says = tuple(self.shapes)
         self.folder, self.v, self.model, self.consts = folder, v, loaded.model, consts
         self.upright = meta.get("upright", False)
-        self.transform = functools.partial(transforms.center, size=size)
+        self.transform = transforms.for_tower(loaded.model.config)
 
     def __call__(self, images, batch=32):
         """Return the probabilities `(n, C)` float32 of images, NaN for those that cannot be read, and why: [Bad].
@@ -197,8 +197,10 @@ def _of_the_run(folder):
     if not isinstance(model, dict) or "name" not in model:
         return {}
     found = {"model": model["name"], "seed": config.get("seed")}
-    found |= {key: model.get(key) for key in ("image_size", "truncate", "start")}
-    found |= {"tower": tower.get("name"), "what": tower.get("what")} if isinstance(tower, dict) else {}
+    found |= zoo.overrides(model) | {key: model.get(key) for key in ("truncate", "start")}
+    if isinstance(tower, dict):
+        found |= {"tower": tower.get("name"), "what": tower.get("what")}
+        found |= {f"tower_{key}": value for key, value in zoo.overrides(tower).items()}
     found = {key: value for key, value in found.items() if value is not None}
     checkpoint.refuse_wrong_fields(path, found)
     return found
@@ -240,8 +242,9 @@ class Answerer:
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
             self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
-        self.clip, self.what = zoo.load(tower).model, meta.get("what", "grid")
-        self.transform = functools.partial(transforms.squash, size=self.clip.config.vision.image_size)
+        stated = {key: meta.get(f"tower_{key}") for key in zoo.STATED}
+        self.clip, self.what = zoo.load(tower, **stated).model, meta.get("what", "grid")
+        self.transform = transforms.whole_for_tower(self.clip.config)
         self.mesh = shard.make_mesh(devices=jax.devices()[:1])
 
     def task_of(self, text, images):

@@ -98,7 +98,7 @@ def load_model(config, mesh):
     m = config.model
     rules = shard.rules_of(config.shardings, "model")
     loaded = zoo.load(
-        m.name, image_size=m.image_size or None, dtype=m.dtype, param_dtype=m.param_dtype,
+        m.name, **zoo.overrides(m), dtype=m.dtype, param_dtype=m.param_dtype,
         place=lambda path, shape: shard.sharding(mesh, path, shape, rules + shard.MODEL),
     )  # fmt: skip
     shard.refuse_unused(loaded.model.params, rules)
