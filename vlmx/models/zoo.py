@@ -134,7 +134,7 @@ def load_seq(name, *, visual=None, added=None, seed=0, dtype="float32", param_dt
     path = locate(name)
     found, folder = files.weight_files(path)
     if added is None:
-        family = convert_seq.config_of(files.read_json(folder / "config.json"), folder / "config.json").family
+        family = convert_seq.family(files.read_json(folder / "config.json"), folder / "config.json")
         added = ADDED[family] if visual else 0
     options = {"visual": visual, "added": added, "seed": seed, "dtype": dtype, "param_dtype": param_dtype}
     config, params = convert_seq.read(path, **options, place=place)
