@@ -53,7 +53,7 @@ def run(config, workdir):
         say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
         return done
     mesh = shard.make_mesh(config.mesh)
-    shard.refuse_uneven(mesh, 1, {"batch": max([config.batch, *config.batches.values()])})
+    shard.refuse_uneven(mesh, 1, largest_batch(config))
     say(f"devices: {settings.device()}, mesh {dict(mesh.shape)}; results go to {workdir}")
 
     # ---------------------------------------------------------------- tasks, features, the frozen model
@@ -116,6 +116,15 @@ def check(config):
         raise UserError("nothing to do: config.methods (variants) and config.tasks need at least one name each")
     shard.check(config.shardings, ("model", "tuned"))
     return {name: variant.make(name, **config.recipe[name].hyper) for name in config.methods}
+
+
+def largest_batch(config):
+    """Return {field of the config: its examples} of the largest batch of the tasks that run.
+
+    The mesh has to divide this one alone: the batches of the other tasks are filled up to it.
+    """
+    sizes = {f"batches.{t}" if t in config.batches else "batch": config.batches.get(t, config.batch) for t in config.tasks}
+    return {field: n for field, n in sizes.items() if n == max(sizes.values())}
 
 
 # -------------------------------------------------------------------- features and the backbone
