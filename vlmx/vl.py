@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from pathlib import Path
@@ -123,7 +124,8 @@ def largest_batch(config):
 
     The mesh has to divide this one alone: the batches of the other tasks are filled up to it.
     """
-    sizes = {f"batches.{t}" if t in config.batches else "batch": config.batches.get(t, config.batch) for t in config.tasks}
+    field = {task: f"batches.{task}" if task in config.batches else "batch" for task in config.tasks}
+    sizes = {field[task]: config.batches.get(task, config.batch) for task in config.tasks}
     return {field: n for field, n in sizes.items() if n == max(sizes.values())}
 
 
@@ -133,7 +135,13 @@ def encode(config, tasks, mesh):
     m, by_reader = config.tower, {}
     sources = [vl.reader(t.name).source(t.name, config) for t in tasks if hasattr(vl.reader(t.name), "source")]
     if len(sources) == len(tasks):
-        return vl_features.Joined(sources), {"name": m.name, "digest": ""}
+        # Videos are brought to one shape already; the features of a single one say which.
+        splits = [(t.train[:1],) if t.suffix else (t.train, t.val, t.test) for t in tasks]
+        names = dict.fromkeys(name for split in itertools.chain(*splits) for e in split for name in e.images)
+        found = vl_features.align(vl_features.Joined(sources), names, config.model.visual_tokens)
+        if (rows := getattr(found, "rows", 0)) and rows < found.most:
+            say(f"features: of up to {found.most} regions of an image the first {rows} are used (model.visual_tokens)")
+        return found, {"name": m.name, "digest": ""}
     for task in tasks:
         if hasattr(vl.reader(task.name), "source"):
             continue

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 from vlmx.data.vl import Example, Task
-from vlmx.data.vl_files import Checks, find, needed, read_json, rows_of
+from vlmx.data.vl_files import Checks, find, read_json, rows_of
 from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError
 from vlmx.metrics import caption

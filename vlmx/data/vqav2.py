@@ -5,7 +5,7 @@ from collections import Counter
 
 from vlmx.data.karpathy import PARTS, images_of
 from vlmx.data.vl import Example, Task
-from vlmx.data.vl_files import Checks, find, has, needed, read_json, rows_of, soft
+from vlmx.data.vl_files import Checks, find, has, read_json, rows_of, soft
 from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError, unknown
 from vlmx.metrics import vqa
