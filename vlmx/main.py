@@ -40,6 +40,7 @@ def main(argv):
     if config is None:
         print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
+    let_batch_hold(config, config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
 
     def work():
@@ -118,6 +119,17 @@ def load(named):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(*([arg] if colon else []))
+
+
+def let_batch_hold(config, changed):
+    """Let a batch that a person sets hold for all tasks: sizes of single tasks stay only where they are set as well.
+
+    Args:
+        config: changed in place, where it has `batches`.
+        changed: names of the fields that the command line sets.
+    """
+    if "batches" in config and "batch" in changed and "batches" not in changed:
+        config.batches = {task: n for task, n in config.batches.items() if f"batches.{task}" in changed}
 
 
 def check_fields(config, argv):
