@@ -9,6 +9,8 @@ B images, C classes, E feature size, M training images.
 import importlib
 import importlib.resources
 import inspect
+import math
+import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -99,6 +101,15 @@ class Method(NamedTuple):
         return self.init is no_init and not self.trains
 
 
+def check_number(name, value, least=-math.inf, most=math.inf, whole=True):
+    """Refuse, with a UserError, a hyper-parameter that is no (whole) number from `least` to `most`."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most and math.isfinite(value):
+        return
+    bounds = [f"{word} {bound:g}" for word, bound in (("from", least), ("to", most)) if math.isfinite(bound)]
+    raise UserError(f"{name} is a {'whole ' if whole else ''}number {' '.join(bounds)}".rstrip() + f"; got {value!r}.")
+
+
 def start(method, key, model, consts, support):
     """The start `v` of one seed; backbone weights that the method tunes are in v["train"]["backbone"], in float32."""
     v = method.init(key, model, consts, support)
@@ -183,6 +194,16 @@ def prompts(task, templates):
     pairs = [(name, t) for name in task.classnames for t in templates]
     texts = [t.format(name.replace("_", " ")) for name, t in pairs]
     return texts, [f"class {name!r} in template {t!r}" for name, t in pairs]
+
+
+def check_room(name, n, model):
+    """UserError where n learned vectors, with the start and the end of a text, leave no place for a class name."""
+    context = model.config.text.context
+    if n > context - 3:
+        raise UserError(
+            f"{name}: {n} vectors do not fit: this model reads {context} tokens, of which the start, the end and at "
+            f"least one of the class name are taken; at most {context - 3} vectors are left."
+        )
 
 
 def cut(model, ids):
