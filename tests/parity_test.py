@@ -75,10 +75,10 @@ def test_golden_zero_shot(golden):
 # -------------------------------------------------------------------- methods with tuned parameters
 def prompts_in_both(h):
     return {
-        "n_ctx_text": h["n_ctx_text"],
-        "n_ctx_vision": h["n_ctx_vision"],
-        "depth_text": h["prompt_depth_text"],
-        "depth_vision": h["prompt_depth_vision"],
+        "n_ctx_text": h.get("n_ctx_text", 0),
+        "n_ctx_vision": h.get("n_ctx_vision", 0),
+        "depth_text": h.get("prompt_depth_text", 0),
+        "depth_vision": h.get("prompt_depth_vision", 0),
         "ctx_init": h["ctx_init"].removesuffix(" #."),
     }
 

@@ -33,7 +33,10 @@ def make(rank=2, alpha=1.0, dropout=0.25, maps="qkv", towers="both", position="a
         raise unknown("map in clip_lora.maps", bad[0], "qkvo")
     if not maps or len(set(maps)) < len(maps):
         raise UserError(f"clip_lora.maps: letters out of 'qkvo', at least one and each once; got {maps!r}.")
-    if isinstance(position, str) and position not in POSITIONS | TOP:
+    if isinstance(position, (tuple, list)):
+        for number in position:
+            check_number("clip_lora.position", number, 0)
+    elif position not in POSITIONS | TOP:
         raise unknown("value of clip_lora.position", position, POSITIONS | TOP)
     parts = {
         tower: lora.part(tower, rank, alpha / rank**0.5, dropout, maps, lambda L, t=tower: layers(position, L, t))
@@ -45,13 +48,13 @@ def make(rank=2, alpha=1.0, dropout=0.25, maps="qkv", towers="both", position="a
 
 def layers(position, L, tower):
     """The layers with updates of a tower of L, a list of numbers. UserError where there are none."""
-    if position in TOP:
+    if not isinstance(position, str):
+        chosen = position
+    elif position in TOP:
         chosen = range(L - TOP[position], L)
-    elif position in POSITIONS:
+    else:
         first, last = POSITIONS[position]
         chosen = range(L * first // 6, L * last // 6)
-    else:
-        chosen = position
     chosen = [i for i in range(L) if i in chosen]
     if not chosen:
         raise UserError(f"clip_lora.position {position!r} is none of the {L} layers of the {tower} tower.")

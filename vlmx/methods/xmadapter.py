@@ -23,7 +23,7 @@ B images, C classes, D width of the two maps, E feature size, M training images.
 import jax
 import jax.numpy as jnp
 
-from vlmx.errors import UserError, unknown
+from vlmx.errors import unknown
 from vlmx.method import Method, check_number, cross_entropy, image_features
 from vlmx.methods import tip_adapter
 from vlmx.models.clip import cosine, normalize
@@ -95,7 +95,7 @@ def make(
         found = affinities(v, f)
         if train and mask_self:
             own = batch["index"][:, None] == jnp.arange(len(v["fixed"]["label"]))
-            found = {name: jnp.where(own, -1e6, A) for name, A in found.items()}  # so far away that it says nothing
+            found = {name: jnp.where(own, retrieval.FAR, A) for name, A in found.items()}
         zero = tip_adapter.zero_shot_logits(model, f, consts, scale)
         out = {"logits": tip_adapter.with_cache(zero, both(v, found), v["fixed"], k), "zero": zero}
         out |= {f"affinity_{name}": A for name, A in found.items()}
