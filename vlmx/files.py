@@ -42,7 +42,7 @@ def read_text(path, advice="", limit=LIMIT):
         limit: bytes; a larger file is refused before it is read.
 
     Raises:
-        UserError: the path is missing, no regular file (a folder, a pipe, a device), too large, unreadable, or no UTF-8.
+        UserError: the path is missing, a folder, a pipe or a device, too large, unreadable, or not UTF-8.
     """
     path = Path(path)
     try:
