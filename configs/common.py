@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from configs import recipes
 from vlmx.data.protocols import PROTOCOLS
 from vlmx.errors import UserError, unknown
+from vlmx.fields import integer, number, refuse
+from vlmx.fields import several as several_of
 
 METHODS = ("zero_shot", "linear_probe", "coop")
 USUAL = ("few_shot", "base_to_new")
@@ -21,6 +23,8 @@ SHIFTS = {
     "imagenet": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
     "objects": ("objects_sketch", "objects_noise", "objects_inverted", "objects_lowres"),
 }
+MANY = integer(1, 10_000)._replace(expected="how many seeds, 1 to n and n at most 10,000, or a tuple of seeds")
+RATES = several_of(number(), least=1, different=True)._replace(expected="a number, or different ones as in (0.001,0.01)")
 TOP = ("shots", "seeds", "protocols", "root", "model", "lr")
 
 
@@ -121,7 +125,7 @@ def literal(text):
     """A number, a boolean, ... where the text is one, else the text."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -131,13 +135,14 @@ def apply(config, settings):
     for key, value in settings.items():
         owners = [recipe for recipe in config.recipe.values() if key in recipe.hyper]
         if key == "seeds":
-            config.seeds = tuple(range(1, value + 1)) if isinstance(value, int) else tuple(value)
+            if not isinstance(value, (tuple, list)):
+                refuse("seeds", value, MANY)
+            config.seeds = tuple(value) if isinstance(value, (tuple, list)) else tuple(range(1, value + 1))
         elif key == "protocols":
-            config.protocols = tuple(value.split("+")) if isinstance(value, str) else tuple(value)
+            config.protocols = tuple(value) if isinstance(value, (tuple, list)) else tuple(str(value).split("+"))
         elif key == "lr":
-            several = value if isinstance(value, tuple) else (value,)
-            if not several or not all(isinstance(rate, (int, float)) for rate in several):
-                raise UserError(f"--config ...:lr={value}: expected a number, or several as in lr=(0.001,0.01).")
+            several = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+            refuse("lr", several, RATES)
             rates(config, several)
         elif key in ("root", "model"):
             (config.data if key == "root" else config.model).update({"root" if key == "root" else "name": str(value)})
