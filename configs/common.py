@@ -6,10 +6,9 @@ import re
 from ml_collections import ConfigDict
 
 from configs import recipes
+from vlmx import fields
 from vlmx.data.protocols import PROTOCOLS
 from vlmx.errors import UserError, unknown
-from vlmx.fields import integer, number, refuse
-from vlmx.fields import several as several_of
 
 METHODS = ("zero_shot", "linear_probe", "coop")
 USUAL = ("few_shot", "base_to_new")
@@ -23,8 +22,9 @@ SHIFTS = {
     "imagenet": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
     "objects": ("objects_sketch", "objects_noise", "objects_inverted", "objects_lowres"),
 }
-MANY = integer(1, 10_000)._replace(expected="how many seeds, 1 to n and n at most 10,000, or a tuple of seeds")
-RATES = several_of(number(), least=1, different=True)._replace(expected="a number, or different ones as in (0.001,0.01)")
+SEEDS = fields.integer(1, 10_000)._replace(expected="how many seeds, at most 10,000, or a tuple of seeds")
+RATES = fields.several(fields.number(), least=1, different=True)
+RATES = RATES._replace(expected="a number, at least 0, or different ones as in (0.001,0.01)")
 TOP = ("shots", "seeds", "protocols", "root", "model", "lr")
 
 
@@ -136,13 +136,14 @@ def apply(config, settings):
         owners = [recipe for recipe in config.recipe.values() if key in recipe.hyper]
         if key == "seeds":
             if not isinstance(value, (tuple, list)):
-                refuse("seeds", value, MANY)
+                fields.refuse("seeds", value, SEEDS)
             config.seeds = tuple(value) if isinstance(value, (tuple, list)) else tuple(range(1, value + 1))
         elif key == "protocols":
             config.protocols = tuple(value) if isinstance(value, (tuple, list)) else tuple(str(value).split("+"))
         elif key == "lr":
             several = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-            refuse("lr", several, RATES)
+            if not RATES.valid(several):
+                raise UserError(f"--config ...:lr={value}: expected {RATES.expected}.")
             rates(config, several)
         elif key in ("root", "model"):
             (config.data if key == "root" else config.model).update({"root" if key == "root" else "name": str(value)})

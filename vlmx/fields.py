@@ -174,7 +174,8 @@ def _under(name, table):
 
 
 MOMENTS = {"b1?": RATE, "b2?": RATE, "eps?": POSITIVE}
-RULE_OF_GROUP = {"lr": number(), "wd": number(), "momentum": RATE, "rho": SHARE, "b1": RATE, "b2": RATE, "eps": POSITIVE}
+RULE_OF_GROUP = {"lr": number(), "wd": number(), "momentum": RATE, "rho": SHARE}
+RULE_OF_GROUP |= {"b1": RATE, "b2": RATE, "eps": POSITIVE}
 OPTIMIZER = {
     "name?": choice("sgd", "adadelta", "adam", "adamw"),
     "lr?": number(),
@@ -221,6 +222,8 @@ RUN = {
 # The part of a backbone's name, and what a checkpoint does not always say of itself.
 BACKBONE = {"name": NAME, **COMPUTATION, "remat": FLAG}
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization")
+
+KNOWN_TO_MAKE = [("hyper",), *((protocol,) for protocol in PROTOCOLS)]
 
 # -------------------------------------------------------------------- the tables
 CLASSIFICATION = {
@@ -287,7 +290,7 @@ VL = {
     **_under("recipe.*.optimizer", {"lr": number(), "wd?": number(), **MOMENTS, "clip?": POSITIVE}),
 }
 
-LOGGED = {"seed": SEED, "batch": integer(1), "steps": integer(1), "log_every": integer(1), "checkpoint_every": integer(1)}
+LOGGED = {"seed": SEED, **dict.fromkeys(("batch", "steps", "log_every", "checkpoint_every"), integer(1))}
 LOGGED |= {"title": FOLDER, "family": choice(*FAMILIES), **_under("optimizer", OPTIMIZER)}
 TOWER = {"width": SIZE, "layers": SIZE, "heads": SIZE}
 PRETRAIN = {
@@ -380,8 +383,8 @@ def _check_below(path, value, rules):
     below = [(p, rule) for p, rule in rules if _matches(p, path)]
     rule = next((rule for p, rule in below if len(p) == len(path)), None)
     is_group = any(len(p) > len(path) for p, _ in below)
-    if path[:1] == ("recipe",) and "." in path[-1] and len(path) == 2:  # a method from outside knows its hyper-parameters
-        value = {k: v for k, v in value.items() if k != "hyper" and k not in PROTOCOLS} if isinstance(value, dict) else value
+    if path[:1] == ("recipe",) and path[2:] in KNOWN_TO_MAKE and "." in path[1]:
+        return  # a method from outside has other hyper-parameters
     if isinstance(value, dict) and is_group and (rule is None or value):
         for name, one in value.items():
             _check_below((*path, str(name)), one, rules)

@@ -92,13 +92,13 @@ def listing():
     paths = sorted(path for path in folder.glob("*.py") if is_config(path))
     lines = [f"  {path.stem:20s} {docline(path)}" for path in paths]
     if not lines:
-        lines = [f"  none in {folder.resolve()}: start vlmx in the folder that holds configs/, or give a config's path."]
+        lines = [f"  none in {folder.resolve()}: start where configs/ is, or name a config by its path."]
     lines = ["configs (configs/*.py):", *lines, "methods (vlmx/methods/*.py):"]
     lines += [f"  {name:20s} {docline(package / 'methods' / f'{name}.py')}" for name in method.names()]
     lines += ["variants of the vision-and-language configs (vlmx/variants/*.py):"]
     for name, (file, hyper) in variant.PUBLISHED.items():
-        settings = ", ".join(f"{key}={value}" for key, value in hyper.items())
-        lines += [f"  {name:20s} {docline(package / 'variants' / f'{file}.py')}" + (f" ({settings})" if settings else "")]
+        settings = "".join(f"{key}={value}: " for key, value in hyper.items())
+        lines += [f"  {name:20s} {settings}{docline(package / 'variants' / f'{file}.py')}"]
     return "\n".join(lines)
 
 
@@ -130,11 +130,13 @@ def load(named):
     """
     name, colon, arg = named.partition(":")
     path = Path(name)
+    if not name:
+        raise UserError("--config: expected a file, as in --config configs/digits.py; --list shows what there is.")
     if path.is_dir() or not path.suffix == ".py" and path.exists():
         what = "a folder" if path.is_dir() else "no .py file"
         raise UserError(f"--config {name}: {what}; a config is a Python file with get_config(), as configs/digits.py.")
     if not path.is_file():
-        beside = sorted(path.parent.glob("*.py")) or Path("configs").glob("*.py")
+        beside = sorted(path.parent.glob("*.py")) if path.parent != Path() else Path("configs").glob("*.py")
         raise unknown("config", name, beside)
     sys.path.insert(0, str(path.resolve().parent.parent))  # configs import configs/common.py
     spec = importlib.util.spec_from_file_location("config", path)
@@ -146,7 +148,7 @@ def load(named):
         config = module.get_config(*([arg] if colon else []))
     except UserError:
         raise
-    except Exception as e:  # the code of a config is the person's
+    except (Exception, SystemExit) as e:  # the code of a config is the person's
         raise UserError(f"--config {named}: {place_of(e, path)}{type(e).__name__}: {e}".rstrip(": ")) from e
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {name}: expected a ConfigDict of get_config(); got {type(config).__name__}.")
@@ -166,7 +168,10 @@ def check_fields(config, argv):
     """UserError for a --config.<field> that the config does not have, naming the nearest."""
     for arg in argv:
         if arg.startswith(("--config.", "-config.")):
-            node, path = config, arg.partition("=")[0].partition("config.")[2]
+            path, _, value = arg.partition("config.")[2].partition("=")
+            node = config
+            if path == "seeds" and value.strip().isdigit():  # elsewhere a number says how many
+                raise UserError(f"--config.seeds={value}: expected a tuple, as in --config.seeds='(1, 2, 3)'.")
             for field in path.split("."):
                 field = field.partition("[")[0]
                 if field not in node:

@@ -167,7 +167,7 @@ def _made(name, build, hyperparameters, *args):
 
 
 def names():
-    """The methods of the package that a config can name: the files of vlmx/methods/ without the losses of pre-training."""
+    """The methods that a config can name: the files of vlmx/methods/ without the losses of pre-training."""
     folder = importlib.resources.files("vlmx.methods")
     files = (f.name[:-3] for f in folder.iterdir() if f.name.endswith(".py") and f.name != "__init__.py")
     return sorted(name for name in files if name not in PRETRAINING)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from vlmx import method as methods
 from vlmx import fields, optim, shard
+from vlmx import method as methods
 from vlmx.data import protocols, task
 from vlmx.errors import UserError, unknown
 from vlmx.files import write_json
@@ -33,7 +33,7 @@ def check(config):
     if config.data.name not in task.known():
         raise unknown("data set", config.data.name, task.known())
     if not methods.make(config.reference).untrained:
-        raise UserError(f"config.reference: expected a method without training, as zero_shot; got {config.reference!r}.")
+        raise UserError(f"config.reference: expected a method that is not trained; got {config.reference!r}.")
     shard.check(config.shardings, ("model", *config.methods))
     cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
     for name, protocol in cells:
