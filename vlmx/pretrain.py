@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from vlmx import checkpoint, fit, logs, method, optim, partition, streams
+from vlmx import checkpoint, fields, fit, logs, method, optim, partition, settings, streams
 from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
+from vlmx.errors import UserError
 from vlmx.models import convert
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
 
@@ -23,6 +24,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 def run(config, workdir):
     """Everything from nothing to `workdir/clip`, a Hugging Face directory; returns what pretrain.json says."""
+    check(config, ("vision", "text"))
+    if config.data.length > config.text.context:
+        raise UserError(
+            f"config.data.length: expected at most text.context, {config.text.context}; got {config.data.length}."
+        )
     workdir, began = Path(workdir), time.monotonic()
     folder = workdir / "clip"
     if made := finished(folder):
@@ -55,6 +61,23 @@ def run(config, workdir):
     for name, accuracy in figures.items():
         logs.say(f"zero-shot {name:18s} {accuracy:6.2f} %")
     return finish(folder, config, params, began, {"zero_shot_accuracy": figures})
+
+
+def check(config, towers):
+    """Check a config of pre-training before anything is drawn.
+
+    Args:
+        config: a ConfigDict.
+        towers: names of the groups of fields with `width` and `heads`; () where these are the config's own.
+
+    Raises:
+        UserError: a field that is not as vlmx/fields.py says, or fields that do not go together.
+    """
+    fields.check(config)
+    for prefix, tower in [(f"{name}.", config[name]) for name in towers] or [("", config)]:
+        if tower.width % tower.heads:
+            raise UserError(f"config.{prefix}heads: expected a divisor of the width, {tower.width}; got {tower.heads}.")
+    settings.check_optimizer("optimizer", config.optimizer, config.steps, config.steps)
 
 
 def train(config, workdir, name, model, stream, unit):
