@@ -15,7 +15,6 @@ the config can be set: --config.recipe.maple.batch=64.
 
 import argparse
 import functools
-import json
 import re
 import sys
 import time
@@ -298,7 +297,8 @@ def run(args, fields):
     chips.prepare(slices)
     title, steps = planner(args.config, fields)
     path = Path(args.workdir) / "plan.json" if args.workdir else None
-    plans = json.loads(path.read_text())["plans"] if path and path.exists() else []
+    advice = "Remove it: its plans are made again."
+    plans = files.read_json(path, advice, {"plans": [dict]})["plans"] if path and path.exists() else []
     of = lambda p: (p["step"], p["topology"], p["examples"])
     done = {of(p) for p in plans}
     for slice in slices:

@@ -23,6 +23,7 @@ HEADLINE = (
     ("new", "base_to_new", "new"),
     ("HM", "base_to_new", "hm"),
 )
+AGAIN = "Remove it and run the command again to write it: what is finished is read back."
 MISTAKES = 21  # pictures shown per run: three rows of the page
 
 
@@ -30,16 +31,9 @@ MISTAKES = 21  # pictures shown per run: three rows of the page
 def load(workdir):
     """results.json of a workdir -> dict. UserError where it is missing, cut short or something else."""
     path = Path(workdir) / "results.json"
-    try:
-        results = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the --workdir of a run that has finished") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}: {error.msg}"
-        raise UserError(f"{path} is not whole JSON ({where}): run the command again to write it") from None
-    if not isinstance(results, dict):
-        raise UserError(f'{path} holds a {type(results).__name__}, expected an object with "runs"')
-    return results
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the --workdir of a run that has finished")
+    return files.read_json(path, AGAIN)
 
 
 def duration(seconds):
@@ -385,13 +379,15 @@ def main(arguments):
         print("usage: python -m vlmx.report WORKDIR", file=sys.stderr)
         return 2
     try:
-        path = write(arguments[0])
+        with files.reading(Path(arguments[0]) / "results.json", AGAIN):
+            path = write(arguments[0])
+            results = load(arguments[0])
+            as_text = vl_report.table if results.get("family") == "vl" else table
+            text = tables.text(results) if "cells" in results else as_text(results)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    results = load(arguments[0])
-    said = vl_report.table if results.get("family") == "vl" else table
-    print(tables.text(results) if "cells" in results else said(results))
+    print(text)
     print(f"wrote {path}")
     return 0
 
