@@ -1,6 +1,7 @@
 """Which files of a person's folders are images, and which paths lead to the same file."""
 
 import os
+import re
 import stat
 import unicodedata
 import warnings
@@ -207,8 +208,13 @@ def describe_conflict(first: Entry, again: Entry) -> str:
 
 
 def printable(text: str | os.PathLike) -> str:
-    """Return a path as text that can be printed: bytes that are not UTF-8 become \\udcXX."""
-    return os.fspath(text).encode(errors="backslashreplace").decode()
+    """Return a path as text for a terminal: bytes that are not UTF-8, and control characters, become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(text))
+
+
+def is_name(text: object) -> bool:
+    """Return whether a value is a text of one line that can name a class: not blank, and valid Unicode."""
+    return isinstance(text, str) and bool(text.strip()) and not re.search("[\0\r\n\ud800-\udfff]", text)
 
 
 def normalize_name(name: str) -> str:

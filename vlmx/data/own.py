@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
@@ -25,6 +26,7 @@ from vlmx.data.image_files import (
     file_id,
     find_file,
     is_image,
+    is_name,
     list_folder,
     list_images,
     normalize_name,
@@ -381,10 +383,12 @@ def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[s
         raise UserError(
             f"{where}: expected {len(columns)} values with a path and a label (quote a value with a comma)."
         )
+    if longest := max((v for v in (path, label) if len(v) > 4096), key=len, default=""):
+        raise UserError(f"{where}: {longest[:80]!r} ... has {len(longest)} characters. Is a quote not closed?")
     spelling = find_file(root, path)
     if not _is_text(label) or spelling is None and not _is_text(path):
         raise UserError(f"{printable(file)}: not UTF-8 text (line {line}); save the table as UTF-8.")
-    if re.search(r"[\0\r\n]", label):
+    if not is_name(label):
         raise UserError(f"{where}: the label {label[:80]!r} goes over several lines or holds a null character.")
     part = _part(values.get("split") or "train")
     if part not in PARTS:
@@ -455,11 +459,13 @@ def rename(dataset: Dataset, file: str | os.PathLike) -> Dataset:
     names = {}
     for folder, name in pairs:
         folder = normalize_name(folder)
-        if not isinstance(name, str) or not name.strip() or not _is_text(name):
-            raise UserError(f"{printable(file)}: the name of class {folder!r} is {name!r:.80}; expected a text.")
+        if not is_name(name):
+            raise UserError(
+                f"{printable(file)}: the name of class {folder!r} is {reprlib.repr(name)}; expected a text of one line."
+            )
         if folder not in dataset.classnames:
             near = _near(folder, dataset.classnames)
-            raise UserError(f"{printable(file)}: there is no class {folder!r} to rename. {near}")
+            raise UserError(f"{printable(file)}: there is no class {folder[:200]!r} to rename. {near}")
         name = normalize_name(name.strip())
         if names.setdefault(folder, name) != name:
             raise UserError(f"{printable(file)}: class {folder!r} has two names, {names[folder]!r} and {name!r}.")
@@ -492,5 +498,6 @@ def _name_lines(file: Path, text: str) -> list[tuple[str, str]]:
 
 
 def _near(name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, n=3) or list(known)[:5]
+    short = [k for k in known if len(k) < 200]  # comparing takes the square of the length
+    near = difflib.get_close_matches(name[:200], short, n=3) or short[:5]
     return f"Did you mean {', '.join(map(repr, near))}?"
