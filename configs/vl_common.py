@@ -40,6 +40,7 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.data.update(data)
 
     config.tower = ConfigDict({"name": tower, "what": what, "dtype": "float32", "param_dtype": "float32"})
+    config.tower.act, config.tower.heads, config.tower.arch = "", (), ""  # as config.model's of configs/common.py
     config.model = ConfigDict({"name": backbone})  # bart-base, t5-base, tiny_bart, a hub id, a directory, ...
     config.model.start = ""  # .../full/tuned of another run: its weights in place of the checkpoint's, visual ones too
     config.model.visual_tokens = 0  # a square number to which grids of features are pooled; 0: as many as there are

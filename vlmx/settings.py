@@ -21,7 +21,7 @@ from vlmx.files import write_json
 
 # What may change from one session of a run to the next: no number depends on it.
 FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "features.", "checkpoint_keep")
-FREE += ("steps_per_call", "seeds_per_program")
+FREE += ("steps_per_call", "seeds_per_program", "data.bad_images")  # the last: a run stops before it has numbers
 
 
 def check(config):

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import functools
 import json
 import time
 from pathlib import Path
@@ -131,15 +130,15 @@ def encode(config, tasks, mesh):
         images = (name for split in (task.train, task.val, task.test) for e in split for name in e.images)
         by_reader.setdefault(vl.reader(task.name), {}).update(dict.fromkeys(images))
     place = lambda path, shape: shard.sharding(mesh, path, shape, shard.MODEL)
-    loaded = zoo.load(m.name, dtype=m.dtype, param_dtype=m.param_dtype, place=place)
-    size, found = loaded.model.config.vision.image_size, {}
+    loaded = zoo.load(m.name, **zoo.overrides(m), dtype=m.dtype, param_dtype=m.param_dtype, place=place)
+    found = {}
     kept = {"store": features.open_store(config.features), "digest": loaded.digest}
     for reader, names in by_reader.items():
         names = tuple(names)
         split = Split(reader.Pictures(names), np.zeros(len(names), np.int32), names)
         reading = {"batch": config.eval_batch, "mesh": mesh, "workers": config.data.workers}
-        squash = functools.partial(transforms.squash, size=size)
-        rows = features.encode(loaded.model, split, squash, of=Clip.grid, **kept, **reading).features
+        whole = transforms.whole_for_tower(loaded.model.config)
+        rows = features.encode(loaded.model, split, whole, of=Clip.grid, **kept, **reading).features
         found |= dict(zip(names, rows, strict=True))
     return vl_features.Joined([found, *sources]) if sources else found, {"name": m.name, "digest": loaded.digest}
 
