@@ -169,9 +169,7 @@ def _counts(counts: tuple) -> str:
     return f"{classes} classes, {' / '.join(str(n or '-') for n in images)} images"
 
 
-def published_or_made(
-    name, bench: Benchmark, home: Path, data, workdir
-) -> tuple[dict[str, list[Item]], list[str]]:
+def published_or_made(name, bench: Benchmark, home: Path, data, workdir) -> tuple[dict[str, list[Item]], list[str]]:
     """({"train": items, "val": ..., "test": ...} or fewer, notes)."""
     split_file = data.get("split_file")
     if split_file and not bench.split:
