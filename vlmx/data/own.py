@@ -299,6 +299,7 @@ def _from_split_file(data, root: Path, workdir) -> Dataset:
     refuse_conflicts(file, repeats)
     if repeats:
         notes.append(f"{printable(file)} lists {len(repeats)} images once more; each counts once")
+    _refuse_labels_without_training(file, classes, entries)
     return _dataset("folder", root, classes, entries, workdir, notes)
 
 
@@ -324,12 +325,17 @@ def table(data, workdir: str | os.PathLike) -> Dataset:
     if repeats:
         notes.append(f"{len(repeats)} rows of {printable(file)} name an image once more; each counts once")
     named = sort_classes({e.label for e in entries}, file)
-    alone = sorted(set(named) - {e.label for e in entries if e.part == "train"})
+    _refuse_labels_without_training(file, named, entries)
+    return _dataset("csv", root, named, entries, workdir, notes)
+
+
+def _refuse_labels_without_training(file: Path, classes: tuple[str, ...], entries: list[Entry]) -> None:
+    trained = {e.label for e in entries if e.part == "train"}
+    alone = [c for c in classes if c not in trained]
     if alone:
         raise UserError(f"{printable(file)}: {len(alone)} labels have no training rows: {', '.join(alone[:5])}.")
-    if len(named) < 2:
-        raise UserError(f"{printable(file)}: {len(named)} labels; at least 2 are needed.")
-    return _dataset("csv", root, named, entries, workdir, notes)
+    if len(classes) < 2:
+        raise UserError(f"{printable(file)}: {len(classes)} labels; at least 2 are needed.")
 
 
 def _rows(file: Path, root: Path, text: str, bad_images: str) -> tuple[list[Entry], list[str]]:
