@@ -66,7 +66,7 @@ def test_class_folders_and_made_splits(tmp_path):
         f"no test and no val split: 30 % of each class as test and 20 % of each class as val, "
         f"taken from train by a rule with seed 0, written to {file}",
         f"left out below {tmp_path / 'data'}: hidden or system files and folders: 3; "
-        "files that are no images (.txt): 1",
+        "files that are not read as images (.txt): 1",
     )
     again = task.load({"name": "folder", "root": tmp_path / "data"}, tmp_path / "other")
     assert all(list(a.names) == list(b.names) for a, b in zip(got[3:6], again[3:6]))
@@ -235,7 +235,7 @@ def test_every_file_that_is_an_image_is_read_and_all_others_are_counted(tmp_path
     assert listed == ["a/00.jpg", "a/01.jpg", *(f"a/{n}" for n in ("1.jfif", "2.avif", "3", "4.JPG", "5.img"))]
     assert got.notes[1] == (
         f"left out below {tmp_path / 'data'}: hidden or system files and folders: 6; "
-        "files that are no images (no ending): 5; files that are no images (.dng): 1"
+        "files that are not read as images (no ending): 5; files that are not read as images (.dng): 1"
     )
 
 

@@ -80,14 +80,14 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
         for name in folders[part].get(c, ())
         for path in list_images(root / f / name, left_out)
     ]
-    entries, repeats = split_repeats(entries, lambda path: file_id(root / path))
+    entries, repeats = split_repeats(entries, lambda path: file_id(os.path.join(root, path)))
     refuse_conflicts(root, repeats)
     if repeats:
         left_out["paths that lead to an image once more"] += len(repeats)
     trained = {e.label for e in entries if e.part == "train"}
     empty = [c for c in classes if c not in trained]
     if len(classes) < 2 or empty:
-        _refuse_layout(root, parts, classes, empty)
+        _refuse_layout(root, parts, classes, empty, left_out)
     notes += [f"the name of the folder {f!r} is not UTF-8; it is read as Latin-1: class {c!r}"
               for c, names in folders["train"].items() for f in names if not _is_text(f)]  # fmt: skip
     notes += describe_left_out(root, left_out)
@@ -258,7 +258,7 @@ def _refuse_classes_without_training(root: Path, parts, folders, classes) -> Non
             )
 
 
-def _refuse_layout(root: Path, parts, classes, empty) -> None:
+def _refuse_layout(root: Path, parts, classes, empty, left_out: Counter) -> None:
     below = root / parts["train"]
     if len(classes) == 1 and len(inner := _folders(below / _folders(below)[0])) > 1:  # as in a zip of a folder
         there = printable(below / _folders(below)[0])
@@ -266,7 +266,7 @@ def _refuse_layout(root: Path, parts, classes, empty) -> None:
             raise UserError(f"{printable(below)} holds one folder, of {len(inner)}: move what is in {there} up to it.")
         raise UserError(f"{printable(root)} holds one folder, of {len(inner)}: did you mean data.root={there}?")
     what = f"no images in {', '.join(empty[:5])}" if empty else f"{len(classes)} class folders, at least 2 are needed"
-    raise UserError(f"{printable(below)}: {what}.\n{LAYOUT}")
+    raise UserError("\n".join([f"{printable(below)}: {what}.", *describe_left_out(root, left_out), LAYOUT]))
 
 
 # ---- a split file
@@ -295,7 +295,7 @@ def _from_split_file(data, root: Path, workdir) -> Dataset:
         if not skip:
             raise UserError("\n  ".join([f"{what}", *missing[:5]]))
         notes.append(f"left out: {what} {missing[0]}")
-    entries, repeats = split_repeats(entries, lambda path: file_id(root / path))
+    entries, repeats = split_repeats(entries, lambda path: file_id(os.path.join(root, path)))
     refuse_conflicts(file, repeats)
     if repeats:
         notes.append(f"{printable(file)} lists {len(repeats)} images once more; each counts once")
@@ -320,7 +320,7 @@ def table(data, workdir: str | os.PathLike) -> Dataset:
         raise UserError("data.split_file: a csv names the split of each image in its own column `split`.")
     root = root if os.path.isdir(root) else file.parent
     entries, notes = _rows(file, root, files.read_text(file, how, errors="surrogateescape"), data.get("bad_images"))
-    entries, repeats = split_repeats(entries, lambda path: file_id(root / path))
+    entries, repeats = split_repeats(entries, lambda path: file_id(os.path.join(root, path)))
     refuse_conflicts(file, repeats)
     if repeats:
         notes.append(f"{len(repeats)} rows of {printable(file)} name an image once more; each counts once")
