@@ -22,7 +22,7 @@ import h5py
 import jax
 import numpy as np
 
-from vlmx import files, shard
+from vlmx import fields, files, shard
 from vlmx.data import own, transforms, video
 from vlmx.errors import UserError
 from vlmx.logs import progress, say
@@ -267,8 +267,10 @@ def arguments(argv):
     i, _, n = args.share.partition("/")
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         parser.error(f"--share {args.share}: expected i/n with i from 0 to n - 1")
-    if args.rate <= 0 or args.batch < 1:
-        parser.error("--rate and --batch must be positive")
+    rules = {"rate": fields.POSITIVE, "batch": fields.SIZE, "size": fields.integer(0, 8192), "model": fields.NAME}
+    for name, rule in rules.items():
+        if not rule.valid(getattr(args, name)):
+            parser.error(f"--{name}: expected {rule.expected}; got {getattr(args, name)!r}")
     return args
 
 

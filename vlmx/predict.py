@@ -13,7 +13,6 @@ its frames for one of videos. --attention out.png draws where it looks meanwhile
 
 import argparse
 import contextlib
-import csv
 import functools
 import json
 import os
@@ -121,7 +120,8 @@ class Classifier:
         titles = [os.fspath(image) if isinstance(image, os.PathLike | str) else f"image {i}"
                   for i, image in enumerate(images)]  # fmt: skip
         part = Split(images, np.zeros(len(images), np.int32), titles)
-        for b in pipeline.eval_batches(part, self.transform, min(batch, len(images)) or 1, upright=self.upright, bad=bad):
+        batch = min(batch, len(images)) or 1
+        for b in pipeline.eval_batches(part, self.transform, batch, upright=self.upright, bad=bad):
             real = b["weight"] > 0
             out = self.apply(self.v, self.model, self.consts, b["image"])
             for name in names:
@@ -183,7 +183,7 @@ def _refuse_misfit(folder, method, model, task, v):
     checkpoint.refuse_misfit(folder, leaves, arrays_of(images[0] if images else 1), free)
     label = leaves.get("fixed/label", np.zeros(0))
     if label.size and not (0 <= label.min() and label.max() < C):
-        raise UserError(f"{folder}/tuned.safetensors: 'fixed/label' has numbers of classes beyond the {C} of tuned.json.")
+        raise UserError(f"{folder}/tuned.safetensors: 'fixed/label' numbers classes beyond the {C} of tuned.json.")
 
 
 def _of_the_run(folder):

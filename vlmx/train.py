@@ -118,7 +118,8 @@ def run(config, workdir, go_on=False):
         for part in ("train", "val"):
             used = used_rows(problems, part)
             images = fewshot.take(getattr(dataset, part), used)
-            stored[part] = dict(zip(used.tolist(), np.asarray(encode(images, to_pixels, what=f"{part} images").features)))
+            rows = np.asarray(encode(images, to_pixels, what=f"{part} images").features)
+            stored[part] = dict(zip(used.tolist(), rows))
             if part == "train" and views and config.data.augment == "crop":
                 crops = encode(images, crop, views=views, what="crops of train images").features
                 stored["views"] = dict(zip(used.tolist(), crops.swapaxes(0, 1)))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmx import features, settings, shard, train
+from vlmx import features, settings, shard, streams, train
 from vlmx import method as methods
 from vlmx.bench import timing
 from vlmx.data import pipeline, protocols, task, transforms
@@ -143,7 +143,7 @@ def _encode_anew(torch, world, views=10, batch=256):
         return np.concatenate([tower(part).numpy() for part in parts])
 
     def augmented(draw, epoch):
-        rng = np.random.default_rng([draw.seed, epoch])
+        rng = streams.generator("crops of the reference", draw.seed, epoch)
         crop = lambda image, i: transforms.random_crop(image, size=size, scale=(0.5, 1.0), rng=rng)
         return encoded(world.dataset.train, draw.train, crop)
 

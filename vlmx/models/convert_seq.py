@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from vlmx import streams
 from vlmx.errors import UserError
 from vlmx.models import files
 from vlmx.models.files import From, integer, real
@@ -82,7 +83,7 @@ def read(path, *, visual=None, added=0, seed=0, dtype="float32", param_dtype="fl
     if absent:
         # only what is asked for is computed: under jit the rest of the start is dropped
         start = jax.jit(lambda key: {n: flatten_dict(init_params(config, key), sep="/")[n] for n in absent})
-        for name, leaf in start(jax.random.key(seed)).items():
+        for name, leaf in start(streams.key("added parts", seed)).items():
             leaves[name] = leaf if place is None else jax.device_put(leaf, place(name, leaf.shape))
     return config, unflatten_dict({name: leaves[name] for name in shapes}, sep="/")
 

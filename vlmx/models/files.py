@@ -285,37 +285,6 @@ def _shown(value):
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def integer(where, values, key, default=None, low=1, high=2**24):
-    """The whole number `values[key]` from `low` to `high`; [n] and [n, n] count as n.
-
-    Args:
-        where: the file and the object in it, for the UserError.
-        default: what it is where the key is absent.
-    """
-    value = values.get(key, default)
-    if isinstance(value, list) and 0 < len(value) <= 2 and all(type(v) is int for v in value):
-        if len(set(value)) > 1:
-            raise UserError(f"{where}{key} is {_shown(value)}; only one number, or twice the same, is supported")
-        value = value[0]
-    if type(value) is not int or not low <= value <= high:
-        raise UserError(f"{where}{key} is {_shown(value)}; expected a whole number from {low} to {high}")
-    return value
-
-
-def real(where, values, key, default=None, low=0.0, high=1.0):
-    """The number `values[key]` from `low` to `high`. where, default: as in `integer`."""
-    value = values.get(key, default)
-    if type(value) not in (int, float) or not low <= value <= high:  # NaN compares as False
-        raise UserError(f"{where}{key} is {_shown(value)}; expected a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _shown(value):
-    """A JSON value in an error message, cut."""
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def write_json(path, value):
     """Writes `value` as indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n")

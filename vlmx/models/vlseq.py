@@ -21,7 +21,7 @@ from vlmx.models.seq_layers import Stack, VisualEmbedding, added_start, pool
 
 @dataclasses.dataclass(frozen=True)
 class Visual:
-    """What the encoder sees: `width` F of a feature, `tokens` of an image (a square number, to which grids are pooled).
+    """What the encoder sees: `width` F of a feature, `tokens` of an image, to which grids with more cells are pooled.
 
     joint_norm: one norm behind the sum of features and boxes, in place of one on each.
     """
@@ -161,21 +161,23 @@ class VLSeq:
     def visual(self, features, boxes=None):
         """Visual tokens `(B, N, D)` of features `(B, n, F)`, or `(B, 2, n, F)` of pairs of images.
 
-        Grids of n > N rows are pooled. boxes: `(..., n, 4)` as (x1, x2, y1, y2), of which the first rows stay; None:
-        zeros, as for grids. Raises UserError where features do not fit the config.
+        Grids of n > N rows are pooled, both square numbers. boxes: `(..., n, 4)` as (x1, x2, y1, y2), of which the
+        first rows stay; None: zeros, as for grids. Raises UserError where features do not fit the config.
         """
         c = self.config
         if c.visual is None:
             raise UserError("this model was loaded without a visual embedding; it can read text alone")
         (B, *pair, n, F), N = features.shape, c.visual.tokens
-        if F != c.visual.width or math.isqrt(n) ** 2 != n or n < N:
+        pooled = n > N and math.isqrt(n) ** 2 == n and math.isqrt(N) ** 2 == N
+        if F != c.visual.width or not (n == N or pooled):
             raise UserError(
                 f"visual features of {n} rows of {F}; expected rows of {c.visual.width}, a square number of them and "
-                f"at least {N}"
+                f"at least {N}, also a square number; or exactly {N}"
             )
         images = pair[0] if pair else 1
         boxes = jnp.zeros((B, images, N, 4)) if boxes is None else boxes.reshape(B, images, n, 4)[:, :, :N]
-        features = pool(features.reshape(B * images, n, F), N).reshape(B, images * N, F)
+        features = features.reshape(B * images, n, F)
+        features = (pool(features, N) if pooled else features).reshape(B, images * N, F)
         order = self.tokens(c.vocab + c.added - 1 - jnp.tile(jnp.arange(N), images))
         image = jnp.repeat(jnp.arange(images), N)
         params = {"params": self.params["visual"]}
@@ -184,8 +186,9 @@ class VLSeq:
     def encode(self, ids, vis=None, prompt=None, tap=no_tap, theta=None, rng=None, real=None):
         """States `(B, M, D)` of `[prompt, text, visual tokens]` and which of them are real, `(B, M)` bool.
 
-        Args: ids `(B, T)`, padded. vis `(B, N, D)`, from `visual`; real `(B, images)` bool: which images there are, so
-        that one image and two can share a shape; None: all. prompt `(P, D)`, the same for all examples.
+        Args: ids `(B, T)`, padded. vis `(B, N, D)`, from `visual`; real `(B, images)` or `(B, N)` bool: which images,
+        or which rows, there are, so that examples with fewer share a shape with others; None: all. prompt `(P, D)`, the
+        same for all examples.
         """
         c, B = self.config, len(ids)
         c.check_length(ids.shape[1], "input texts")
