@@ -40,6 +40,7 @@ def main(argv):
     if config is None:
         print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
+    let_batch_hold(config, config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
 
     def work():
@@ -51,6 +52,9 @@ def main(argv):
 
 def guarded(work, workdir, coordinator=None, process=None, many=None):
     """`work()` as one of `many` processes, or alone; what ends it early ends in a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
     from vlmx import processes  # jax starts here: --help and --list need not wait for it
 
@@ -115,6 +119,17 @@ def load(named):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(*([arg] if colon else []))
+
+
+def let_batch_hold(config, changed):
+    """Let a batch that a person sets hold for all tasks: sizes of single tasks stay only where they are set as well.
+
+    Args:
+        config: changed in place, where it has `batches`.
+        changed: names of the fields that the command line sets.
+    """
+    if "batches" in config and "batch" in changed and "batches" not in changed:
+        config.batches = {task: n for task, n in config.batches.items() if f"batches.{task}" in changed}
 
 
 def check_fields(config, argv):

@@ -188,6 +188,7 @@ def uses_pixels(config, method, recipe):
 def set_fields(config, given):
     """Set what the command line says, as in --config.recipe.coop.epochs=50. UserError for what the field cannot be."""
     from configs import common  # vlmx.main.load has put it on the path
+    from vlmx.main import let_batch_hold
 
     for field in given:
         key, _, value = field.removeprefix("--config.").partition("=")
@@ -195,6 +196,7 @@ def set_fields(config, given):
             config.update_from_flattened_dict({key: common.literal(value)})
         except TypeError as e:
             raise UserError(f"--config.{key}: {e}") from None
+    let_batch_hold(config, [field.removeprefix("--config.").partition("=")[0] for field in given])
 
 
 def plain(config):

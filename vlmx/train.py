@@ -21,10 +21,12 @@ from vlmx.files import write_json
 from vlmx.fit import fit, search, stack
 from vlmx.logs import say
 from vlmx.metrics import accuracy
+from vlmx.models import zoo
 from vlmx.world import (
     Test,
     World,
     drop_unreadable,
+    find_same_prompts,
     load_model,
     load_target,
     name_test_split,
@@ -33,7 +35,7 @@ from vlmx.world import (
     used_rows,
     words,
     write_lists,
-)  # fmt: skip
+)
 
 
 def run(config, workdir, go_on=False):
@@ -82,10 +84,17 @@ def run(config, workdir, go_on=False):
     for (name, _), method in made.items() if not go_on else ():
         methods.refuse_tower(name, method, model, config.model.name)
     say(f"model: {config.model.name}, {partition.count(model.params):,} parameters, frozen, {size} x {size} pixels")
+    same_prompts = [
+        f"{of}: {note}".removeprefix(": ")
+        for of, data in {"": dataset, **targets}.items()
+        for note in find_same_prompts(config, data, tokenizer)
+    ]
+    for note in same_prompts:
+        say(f"  note: {note}")
 
     # ---------------------------------------------------------------- images that cannot be read
-    center = functools.partial(transforms.center, size=size)
-    bad = drop_unreadable(config, dataset, targets, problems, center)
+    to_pixels = transforms.for_tower(model.config)
+    bad = drop_unreadable(config, dataset, targets, problems, to_pixels)
     write_lists(config, workdir, dataset, problems)
 
     # ---------------------------------------------------------------- frozen features, each image once
@@ -96,7 +105,7 @@ def run(config, workdir, go_on=False):
     for of, data in {"": dataset, **targets}.items():
         split = name_test_split(of)
         bad[split] = []
-        found = encode(data.test, center, what=f"{split} images", bad=bad[split], upright=data.upright)
+        found = encode(data.test, to_pixels, what=f"{split} images", bad=bad[split], upright=data.upright)
         tests[of] = Test(data, found)
     if any(bad.values()) and config.data.bad_images == "stop":
         lengths = {name_test_split(of): len(test.dataset.test.labels) for of, test in tests.items()}
@@ -104,18 +113,18 @@ def run(config, workdir, go_on=False):
     refuse_unreadable_tests(problems, tests)
     read = any(method.needs == "features" and name != config.reference for (name, _), method in made.items())
     views = max(settings.recipe_of(config, *cell).get("views", 0) for cell in cells)
-    crop = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
+    crop = transforms.crop_for_tower(model.config, config.data.crop_scale)
     if read or (trains and config.data.augment == "none"):
         for part in ("train", "val"):
             used = used_rows(problems, part)
             images = fewshot.take(getattr(dataset, part), used)
-            stored[part] = dict(zip(used.tolist(), np.asarray(encode(images, center, what=f"{part} images").features)))
+            stored[part] = dict(zip(used.tolist(), np.asarray(encode(images, to_pixels, what=f"{part} images").features)))
             if part == "train" and views and config.data.augment == "crop":
                 crops = encode(images, crop, views=views, what="crops of train images").features
                 stored["views"] = dict(zip(used.tolist(), crops.swapaxes(0, 1)))
 
     # ---------------------------------------------------------------- zero-shot, before anything is trained
-    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored, tests, {})
+    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, to_pixels, reading, stored, tests, {})
     reference = methods.make(config.reference)
     everything = protocols.Part(tuple(range(len(dataset.classnames))), np.arange(sizes["test"]))
     consts = reference.setup(model, words(world, everything.labels))
@@ -143,6 +152,7 @@ def run(config, workdir, go_on=False):
 
     # ---------------------------------------------------------------- results and report
     notes = [*dataset.notes, *(f"{name}: {note}" for name, data in targets.items() for note in data.notes)]
+    notes += same_prompts
     notes += [f"unreadable, left out: {b.name} ({b.reason})" for images in bad.values() for b in images]
     results = {
         **settings.head(config),
@@ -299,6 +309,7 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
         **({"adaptation": adaptation} if adaptation else {}),
     }
     about = {"model": config.model.name, "image_size": config.model.image_size, "templates": world.dataset.templates}
+    about |= {key: value for key, value in zoo.overrides(config.model).items() if value}
     about |= {"ensemble": learnt.ensemble, "upright": world.dataset.upright}  # what vlmx.predict has to know
     about |= {"make": recipe.method} if "method" in recipe else {}
     for draw, v in fitted:

@@ -65,6 +65,20 @@ def predict(world, method, v, consts, part, rules=shard.METHOD):
     return evaluate.predict(method, v, world.model, consts, batches, len(part.index), world.mesh, rules)
 
 
+def find_same_prompts(config, dataset, tokenizer):
+    """Return a note on the classes whose prompts have the same token ids, or no note: no method tells them apart."""
+    task = methods.Task(dataset.classnames, dataset.templates, (), tokenizer)
+    texts, what = methods.prompts(task, dataset.templates[:1])
+    same = {}
+    for name, ids in zip(dataset.classnames, tokenizer(texts, what, truncate=config.model.truncate)):
+        same.setdefault(ids.tobytes(), []).append(name)
+    groups = [names for names in same.values() if len(names) > 1]
+    if not groups:
+        return []
+    listed = "; ".join(" = ".join(map(repr, names[:5])) for names in groups[:5]) + "; ..." * (len(groups) > 5)
+    return [f"classes with the same prompt, which this model cannot tell apart by their names: {listed}"]
+
+
 # -------------------------------------------------------------------- model, data and files
 def target_data(config, name):
     """config.data for another data set to test on; what names files of the config's own does not hold for it."""
@@ -84,7 +98,7 @@ def load_model(config, mesh):
     m = config.model
     rules = shard.rules_of(config.shardings, "model")
     loaded = zoo.load(
-        m.name, image_size=m.image_size or None, dtype=m.dtype, param_dtype=m.param_dtype,
+        m.name, **zoo.overrides(m), dtype=m.dtype, param_dtype=m.param_dtype,
         place=lambda path, shape: shard.sharding(mesh, path, shape, rules + shard.MODEL),
     )  # fmt: skip
     shard.refuse_unused(loaded.model.params, rules)

@@ -154,33 +154,73 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def center(img: Image.Image, size: int, rng=None) -> np.ndarray:
+def for_tower(config):
+    """The test transform that a checkpoint states, image -> uint8 [S, S, 3], of its ClipConfig."""
+    resize, size = config.resize, config.vision.image_size
+    if resize.mode == "longest":
+        return functools.partial(pad, size=size, fill=resize.fill, **_resampling(config))
+    if resize.mode == "squash":
+        return functools.partial(squash, size=size, **_resampling(config))
+    side = {} if resize.scale == 1 else {"side": round(resize.scale * size)}
+    return functools.partial(center, size=size, **side, **_resampling(config))
+
+
+def whole_for_tower(config):
+    """The same where all of the picture has to be in the square: as stated, but squashed in place of cropped."""
+    if config.resize.mode == "shortest":
+        return functools.partial(squash, size=config.vision.image_size, **_resampling(config))
+    return for_tower(config)
+
+
+def crop_for_tower(config, scale):
+    """The training transform, `random_crop` with `scale`, resampled as the checkpoint states."""
+    return functools.partial(random_crop, size=config.vision.image_size, scale=tuple(scale), **_resampling(config))
+
+
+def _resampling(config):
+    name = config.resize.interpolation
+    return {} if name == "bicubic" else {"resample": Image.Resampling[name.upper()]}
+
+
+def center(img: Image.Image, size: int, rng=None, side=None, resample=BICUBIC) -> np.ndarray:
     """The published test transform: the shorter side to `size`, the middle cut out -> uint8 [size, size, 3].
 
-    Crop offsets are rounded half to even, as Python's `round` does. `rng` is not used: this stands wherever a random
-    crop may. Raises BadImage for a strip so thin that its resized form would be a decompression bomb.
+    `side`: to this in place of `size`, before the middle is cut out. Crop offsets are rounded half to even, as Python's
+    `round` does. `rng` is not used: this stands wherever a random crop may. Raises BadImage for a strip so thin that
+    its resized form would be a decompression bomb.
     """
-    short, long = min(img.size), max(img.size)
-    if short != size:
-        long = int(size * long / short)
-        refuse_bomb(size, long)
-        img = img.resize((size, long) if img.width <= img.height else (long, size), BICUBIC)
+    short, long, side = min(img.size), max(img.size), side or size
+    if short != side:
+        long = int(side * long / short)
+        refuse_bomb(side, long)
+        img = img.resize((side, long) if img.width <= img.height else (long, side), resample)
     left, top = round((img.width - size) / 2), round((img.height - size) / 2)
     return np.asarray(img.crop((left, top, left + size, top + size)))
 
 
-def squash(img: Image.Image, size: int, rng=None) -> np.ndarray:
+def pad(img: Image.Image, size: int, rng=None, fill=0, resample=BICUBIC) -> np.ndarray:
+    """The longer side to `size`, borders of `fill` around the middle (OpenCLIP's "longest"). `rng` is not used."""
+    width, height = (max(round(n * size / max(img.size)), 1) for n in img.size)
+    square = Image.new("RGB", (size, size), fill if isinstance(fill, tuple) else (fill,) * 3)
+    square.paste(img.resize((width, height), resample), ((size - width) // 2, (size - height) // 2))
+    return np.asarray(square)
+
+
+def squash(img: Image.Image, size: int, rng=None, resample=BICUBIC) -> np.ndarray:
     """Both sides to `size`, whatever the shape (Dassl, when no random crop is asked for). `rng` is not used.
 
     Raises BadImage for a strip so long that PIL needs as much memory on the way as for a decompression bomb.
     """
     refuse_bomb(size, max(img.size))
-    return np.asarray(img.resize((size, size), BICUBIC))
+    return np.asarray(img.resize((size, size), resample))
 
 
-def random_crop(img: Image.Image, size: int, rng: np.random.Generator, scale=(0.08, 1), ratio=(3 / 4, 4 / 3), flip=0.5):
+def random_crop(
+    img: Image.Image, size: int, rng: np.random.Generator,
+    scale=(0.08, 1), ratio=(3 / 4, 4 / 3), flip=0.5, resample=BICUBIC,
+):  # fmt: skip
     """RandomResizedCrop and horizontal flip (the training transform of Dassl's configs) -> uint8 [size, size, 3]."""
-    pixels = resized_crop(img, random_box(*img.size, rng, scale, ratio), size)
+    pixels = resized_crop(img, random_box(*img.size, rng, scale, ratio), size, resample)
     return hflip(pixels) if rng.random() < flip else pixels
 
 
@@ -200,10 +240,10 @@ def random_box(width: int, height: int, rng: np.random.Generator, scale, ratio) 
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resized_crop(img: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+def resized_crop(img: Image.Image, box: tuple[int, int, int, int], size: int, resample=BICUBIC) -> np.ndarray:
     """The box (top, left, height, width), cut out first and then resized to [size, size, 3]."""
     top, left, height, width = box
-    return squash(img.crop((left, top, left + width, top + height)), size)
+    return squash(img.crop((left, top, left + width, top + height)), size, resample=resample)
 
 
 def hflip(pixels: np.ndarray) -> np.ndarray:
