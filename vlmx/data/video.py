@@ -24,7 +24,6 @@ def frames(path: str | os.PathLike, rate: float) -> Iterator[Image.Image]:
     animated = os.fspath(path).lower().endswith(ANIMATED)
     shown = _animated(path) if animated else _film(path)
     try:
-        refuse_special_file(path)
         for n, frame in enumerate(_at(shown, step)):
             if n == MAX_FRAMES:
                 raise BadImage(f"over {MAX_FRAMES:,} frames at {rate:.3g} a second: cut the video, or lower the rate")
@@ -35,6 +34,12 @@ def frames(path: str | os.PathLike, rate: float) -> Iterator[Image.Image]:
         raise BadImage("no such file") from None
     except Exception as e:  # the decoders raise errors of many kinds on broken files
         raise BadImage(f"{type(e).__name__}: {e}") from e
+
+
+def shrink(frame: Image.Image, side: int = 336) -> Image.Image:
+    """Return a frame that is to be looked at, at most `side` high and wide: all those of a film fit into the memory."""
+    frame.thumbnail((side, side))
+    return frame
 
 
 def _at(shown, step):
@@ -49,6 +54,7 @@ def _at(shown, step):
 
 
 def _animated(path):
+    refuse_special_file(path)
     with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
         t = Fraction(0)
         for i in range(getattr(image, "n_frames", 1)):
@@ -73,6 +79,7 @@ def _film(path):
         import av
     except ImportError:
         raise UserError("videos need PyAV: pip install 'vlmx[video]'") from None
+    refuse_special_file(path)
     # From an open file, and nothing else: a path may read as a URL, and a playlist names further files and URLs.
     with _File(path) as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
         if not container.streams.video:
