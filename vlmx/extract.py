@@ -220,9 +220,9 @@ class Parts:
         if self.waiting:
             content = io.BytesIO()
             with h5py.File(content, "w") as file:
-                file.attrs.update(self.about)
+                _state(file, self.about)
                 for name, features in self.waiting.items():
-                    file.create_dataset(f"{name}/features", data=features).attrs[IDENTITY] = self.identities[name]
+                    _store(file, name, features, self.identities[name])
             path = self.folder / f"{max((int(p.stem) for p in self._pieces()), default=-1) + 1:06d}.h5"
             files.write(path, content.getvalue())
             self.stored |= dict.fromkeys(self.waiting, path)
@@ -236,11 +236,14 @@ class Parts:
             fresh.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
                 file = stack.enter_context(_open(fresh, "w"))
-                file.attrs.update(self.about)
+                _state(file, self.about)
                 sources = {path: stack.enter_context(_open(path)) for path in set(self.stored.values())}
                 for name in self.identities:
                     if name in self.stored:
-                        _copy(sources[self.stored[name]], name, file)
+                        path = self.stored[name]
+                        with _refuse_damage(path):
+                            features = sources[path][name]["features"][()]
+                        _store(file, name, features, self.identities[name])
             os.replace(fresh, self.out)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -251,21 +254,25 @@ def _identities(path, about):
     Raises UserError for a file that is damaged, or whose features are not made as `about` says.
     """
     with _open(path) as file, _refuse_damage(path):
-        stated = {k: str(v) for k, v in file.attrs.items()}
+        stated = {str(k): v.decode(errors="replace") if isinstance(v, bytes) else str(v) for k, v in file.attrs.items()}
         if stated != about:
             raise UserError(f"{path} holds features made with {stated}, asked for are {about}: another --out.")
-        return {name: str(_attributes(file, name).get(IDENTITY, "")) for name in file}
+        return {name: _identity(file[name]) for name in file}
 
 
-def _attributes(file, name):
-    group = file[name]
+def _identity(group):
     features = group.get("features") if isinstance(group, h5py.Group) else None
-    return features.attrs if isinstance(features, h5py.Dataset) else {}
+    identity = features.attrs.get(IDENTITY) if isinstance(features, h5py.Dataset) else None
+    return identity.decode(errors="replace") if isinstance(identity, bytes) else ""
 
 
-def _copy(source, name, file):
-    with _refuse_damage(source.filename):
-        source.copy(name, file)
+# Attributes are bytes of a fixed length: the HDF5 library crashes on damaged files with strings of any length.
+def _state(file, about):
+    file.attrs.update({key: np.bytes_(value) for key, value in about.items()})
+
+
+def _store(file, name, features, identity):
+    file.create_dataset(f"{name}/features", data=features).attrs[IDENTITY] = np.bytes_(identity)
 
 
 def _open(path, mode="r"):
@@ -275,7 +282,7 @@ def _open(path, mode="r"):
     try:
         return h5py.File(path, mode)
     except OSError as e:
-        if isinstance(e, BlockingIOError) or "lock" in str(e):
+        if isinstance(e, BlockingIOError) or "unable to lock" in str(e):
             raise UserError(f"{path}: another program has this file open ({e}). End that program first.") from e
         if mode == "w":
             raise
