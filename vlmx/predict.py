@@ -303,7 +303,7 @@ class Answerer:
             asked.append((number, Example("", names, rest)))
 
         def pixels(part):
-            return np.stack([self.transform(picture) for picture in self.pictures(*part)])
+            return map(self.transform, self.pictures(*part))
 
         batch = min(len(wanted), 32)
         features = dict(encode(self.clip, wanted, pixels, WHAT[self.what], batch, self.mesh))
@@ -330,12 +330,13 @@ class Answerer:
         return World(config, None, self.mesh, tasks, features, self.model, self.words, None), mix
 
     def pictures(self, video, refs):
-        """PIL images; of a video's file its frames, as many a second as were tuned on. Raises BadImage."""
+        """PIL images, one after the other; of a video's file its frames, as many a second as were tuned on. Raises
+        BadImage."""
         from vlmx.data import video as videos
 
         if video and len(refs) == 1 and isinstance(refs[0], str) and refs[0].lower().endswith(videos.VIDEOS):
-            return list(videos.frames(refs[0], videos.RATE))
-        return [transforms.decode(ref) for ref in refs]
+            return videos.frames(refs[0], videos.RATE)
+        return map(transforms.decode, refs)
 
 
 # -------------------------------------------------------------------- the command
