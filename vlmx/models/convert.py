@@ -240,7 +240,8 @@ HF_TEXT = HF_TOWER | {
 def _hf_config(path, tensors):
     raw = files.read_json(path)
     if raw.get("model_type") != "clip":
-        raise UserError(f'{path}: model_type is "{raw.get("model_type")}"; only "clip" can be read')
+        kind = files.shown(raw.get("model_type")).replace("'", '"')
+        raise UserError(f'{path}: model_type is {kind}; only "clip" can be read')
 
     def tower(name, defaults, prefix):
         where, values = f"{path}: {name}.", defaults | files.section(path, raw, name)
@@ -336,7 +337,7 @@ def _hf_table(config):
 
 def _activation(act, path):
     if not isinstance(act, str) or act not in ACTIVATIONS:
-        raise UserError(f'{path}: activation "{str(act)[:60]}" is not one of {", ".join(ACTIVATIONS)}')
+        raise UserError(f"{path}: activation {files.shown(act)} is not one of {', '.join(ACTIVATIONS)}")
     return act
 
 
@@ -397,10 +398,10 @@ def _openai_settings(tensors, file, folder):
     Empty where nothing states it: the file is no release of OpenAI's and has no configuration beside it.
     """
     path = folder / "open_clip_config.json"
-    if path.exists():
+    if files.lies(path):
         return _open_clip_settings(path)
     path = folder / "config.json"
-    raw = files.read_json(path) if path.exists() else {}
+    raw = files.read_json(path) if files.lies(path) else {}
     if raw.get("model_type") == "clip_modified_resnet":
         heads = {key: files.integer(f"{path}: ", raw, key) for key in ("vision_heads", "text_heads") if key in raw}
         return {"head_width": 64} | heads | {"act": _activation(raw.get("activation_text", "quick_gelu"), path)}
@@ -444,18 +445,18 @@ def _open_clip_settings(path):
     vision, text = files.section(path, model, "vision_cfg"), files.section(path, model, "text_cfg")
     parts = {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}
     other = [
-        f"{name}.{key} = {str(value)[:60]!r}" if isinstance(value, str) else f"{name}.{key} = {str(value)[:60]}"
+        f"{name}.{key} = {files.shown(value)}"
         for name, part in parts.items()
         for key, value in part.items()
         if value not in (None, False, "", {}, []) and value != OPEN_CLIP_ONLY[name].get(key)
         and key not in OPEN_CLIP_USED[name] | OPEN_CLIP_NEUTRAL[name]
     ]  # fmt: skip
     pool = text.get("pool_type") or "argmax"
-    other += [f"text_cfg.pool_type = {str(pool)[:60]!r}"] if pool not in ("argmax", "eos") else []
+    other += [f"text_cfg.pool_type = {files.shown(pool)}"] if pool not in ("argmax", "eos") else []
     if other:
         raise UserError(f"{path}: this is not CLIP's own architecture: {', '.join(other)}")
     if not isinstance(quick := model.get("quick_gelu") or False, bool):
-        raise UserError(f"{path}: quick_gelu is {str(quick)[:60]!r}; expected true or false")
+        raise UserError(f"{path}: quick_gelu is {files.shown(quick)}; expected true or false")
     parts = {name: {k: v for k, v in part.items() if v is not None} for name, part in parts.items()}
     at = {name: f"{path}: {name}." for name in parts}
     settings = {
@@ -469,7 +470,7 @@ def _open_clip_settings(path):
     for tower in ("vision", "text"):
         norm = files.section(path, parts[f"{tower}_cfg"], "norm_kwargs")
         if norm.keys() - {"eps"}:
-            raise UserError(f"{path}: {tower}_cfg.norm_kwargs is {str(norm)[:60]}; only eps is supported")
+            raise UserError(f"{path}: {tower}_cfg.norm_kwargs is {files.shown(norm)}; only eps is supported")
         settings[f"{tower}_eps"] = files.real(at[f"{tower}_cfg"] + "norm_kwargs.", norm, "eps", 1e-5)
     # Sizes that are stated have to be those of the weights; what is left out is taken from the weights.
     stated = {
