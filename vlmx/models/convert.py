@@ -185,12 +185,18 @@ def _grid(vision):
     return vision.image_size // (32 if isinstance(vision, ResNet) else vision.patch)
 
 
+MOST_PIXELS = 2**14  # a side
+
+
 def _resized(config, image_size, context, dtype, param_dtype):
     vision, text = config.vision, config.text
     if image_size is not None:
         step = 32 if isinstance(vision, ResNet) else vision.patch
-        if image_size < step:
-            raise UserError(f"image_size={image_size}: smaller than one patch ({step} pixels) of this image tower")
+        if type(image_size) is not int or not step <= image_size <= MOST_PIXELS:
+            raise UserError(
+                f"image_size={image_size}: smaller than one patch ({step} pixels) of this image tower, or no whole number "
+                f"up to {MOST_PIXELS}"
+            )
         vision = dataclasses.replace(vision, image_size=image_size)
     if context is not None:
         if not 0 < context <= text.context:
@@ -295,8 +301,9 @@ def _refuse_impossible(path, config, positions):
     largest = max(inner, t.width, t.mlp, t.context, config.embed_dim, v.image_size, 0 if resnet else v.mlp)
     if largest > 2**17 or t.vocab > 2**24:
         raise UserError(f"{path}: sizes of this model are beyond any CLIP: {largest} wide, {t.vocab} token ids")
-    if not 0 <= t.bos < t.vocab:
-        raise UserError(f"{path}: the start token's id {t.bos} is not among the {t.vocab} token ids")
+    for name, token in {"start": t.bos, "end": t.eot or 0}.items():
+        if not 0 <= token < t.vocab:
+            raise UserError(f"{path}: the {name} token's id {token} is not among the {t.vocab} token ids")
     step = 32 if resnet else v.patch
     if v.image_size < step:
         raise UserError(f"{path}: {v.image_size} pixels a side are fewer than those of one patch, {step}")
@@ -379,7 +386,8 @@ def _sizes(vision):
 
 def _of_arch(path, vision, text_width, arch, act, heads):
     """(act, heads) of a name in OpenCLIP; UserError where sizes, act or heads are not those of this name."""
-    name = str(arch).replace("/", "-").removesuffix("-quickgelu")
+    arch = str(arch)
+    name = arch.removesuffix("-quickgelu")
     if name not in ARCHS:
         raise unknown("name of an OpenCLIP model", arch, [*ARCHS, "one of these with -quickgelu behind it"])
     *sizes, head_width = ARCHS[name]
