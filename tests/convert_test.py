@@ -422,9 +422,9 @@ def test_a_state_dict_alone_is_refused_until_its_activation_and_heads_are_said(h
     assert (config.vision.act, config.text.act, config.vision.heads, config.text.heads) == ("gelu", "gelu", 4, 2)
     equal(got, params)
     assert convert.config_of(file, act="quick_gelu", heads=(2,)).text.heads == 2
-    for stated, reason in {"heads": (3, 1)}, "no multiple of its 3 heads", {"heads": "2"}, "expected one number":
+    for heads, reason in ((3, 1), "no multiple of its 3 heads"), ("2", "expected one number"):
         with pytest.raises(UserError, match=reason):
-            convert.config_of(file, **{"act": "gelu"} | stated)
+            convert.config_of(file, act="gelu", heads=heads)
     with pytest.raises(UserError, match="'relu' is not one of quick_gelu, gelu"):
         convert.config_of(file, act="relu", heads=2)
 
@@ -588,11 +588,8 @@ def test_what_an_image_processor_states_is_obeyed(hf):
     ],
 )
 def test_what_an_image_processor_states_and_is_not_supported_is_refused_by_name(hf, field, value):
-    with pytest.raises(
-        UserError, match=rf"preprocessor_config.json: .*{'crop' if field == 'crop_size' else ''}"
-    ) as error:
+    with pytest.raises(UserError, match=f"preprocessor_config.json: .*({field}|ViTImageProcessor)"):
         processor(hf, **{field: value})
-    assert field in str(error.value) or "pixels" in str(error.value) or "write out" in str(error.value)
 
 
 def test_open_clips_preprocessing_is_obeyed(hf, tmp_path):

@@ -194,8 +194,8 @@ def _resized(config, image_size, context, dtype, param_dtype):
         step = 32 if isinstance(vision, ResNet) else vision.patch
         if type(image_size) is not int or not step <= image_size <= MOST_PIXELS:
             raise UserError(
-                f"image_size={image_size}: smaller than one patch ({step} pixels) of this image tower, or no whole number "
-                f"up to {MOST_PIXELS}"
+                f"image_size={image_size}: smaller than one patch ({step} pixels) of this image tower, or no whole "
+                f"number up to {MOST_PIXELS}"
             )
         vision = dataclasses.replace(vision, image_size=image_size)
     if context is not None:

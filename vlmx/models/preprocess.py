@@ -101,9 +101,10 @@ def _resize(where, raw, image_size, crops, clip):
         crop = [files.integer(f"{where}: crop_size.", crop, key) for key in ("height", "width")]
     crop = files.integer(f"{where}: ", {"crop_size": crop}, "crop_size")
     if crop != image_size:
-        raise UserError(f"{where}: pictures come out with {crop} pixels a side; the image tower takes {image_size}")
+        field = "crop_size" if crops else "size"
+        raise UserError(f"{where}: {field} makes pictures of {crop} pixels a side; the image tower takes {image_size}")
     if side < crop or (mode == "squash" and side != crop):
-        raise UserError(f"{where}: resized to {side} and cropped to {crop} pixels a side; this is not supported")
+        raise UserError(f"{where}: size {side} and crop_size {crop}: this is not supported")
     if isinstance(number, str) and number.lower() in RESAMPLE:
         interpolation = number.lower()
     else:
