@@ -86,6 +86,7 @@ def run(config, workdir):
                 **{f"n_{part}": len(getattr(t, part)) for part in ("train", "val", "test")},
                 "metric": next(iter(baselines[t.name]["test"])),
                 "baseline": baselines[t.name],
+                "explained": dict(t.explained),
                 "notes": list(t.notes),
             }
             for t in tasks

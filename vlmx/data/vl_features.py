@@ -266,8 +266,8 @@ def align(source, names: Iterable[str], tokens: int = 0):
     if tokens and tokens < most:
         if most in DETECTED and not first.grid:
             raise UserError(
-                f"{source.place(outlines[first])}: {most} rows without boxes: a grid of {side} x {side}, or regions of "
-                f"a detector? Give the array of a grid the shape ({side}, {side}, F). Add boxes to regions, or take "
+                f"{source.place(outlines[first])}: {most} rows without boxes: a grid of {side} x {side}, or regions "
+                f"of a detector? Give the array of a grid the shape ({side}, {side}, F). Add boxes to regions, or take "
                 "all of them with --config.model.visual_tokens=0."
             )
         if math.isqrt(tokens) ** 2 != tokens:
