@@ -284,6 +284,7 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
     }
     about = {"model": config.model.name, "image_size": config.model.image_size, "templates": world.dataset.templates}
     about |= {"ensemble": learnt.ensemble, "upright": world.dataset.upright}  # what vlmx.predict has to know
+    about |= {"truncate": bool(config.model.truncate)}
     about |= {"make": recipe.method} if "method" in recipe else {}
     for draw, v in fitted:
         checkpoint.export(folder / f"seed_{draw.seed}", v, meta | {"seed": draw.seed} | about)
