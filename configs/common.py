@@ -67,6 +67,9 @@ def benchmark(
     config.model = ConfigDict()
     config.model.name = model  # tiny_clip, ViT-B/16, RN50, ..., a hub id, a directory
     config.model.image_size = 0  # 0: the checkpoint's
+    config.model.act = ""  # of a state dict without configuration: the activation, gelu or quick_gelu
+    config.model.heads = ()  # of such: attention heads, of the image tower and of the text tower
+    config.model.arch = ""  # of such, in place of act and heads: the name in OpenCLIP, ViT-B-32, ViT-B-32-quickgelu
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
     config.model.param_dtype = "float32"  # of the frozen weights
     config.model.truncate = False  # cut texts that are too long instead of stopping

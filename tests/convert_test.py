@@ -295,7 +295,7 @@ def test_openai_attention_rows_are_split_by_sharding_too(hf, params, tmp_path):
             mesh, PartitionSpec(*[None] * (len(shape) - 1), "x") if "attn" in path else PartitionSpec()
         )
 
-    equal(convert.read(tmp_path / "ViT.safetensors", place=place)[1], params)
+    equal(convert.read(tmp_path / "ViT.safetensors", act="quick_gelu", heads=(2, 1), place=place)[1], params)
 
 
 def test_loading_holds_no_second_copy_in_host_memory(tmp_path):
@@ -377,6 +377,7 @@ def test_resnet_in_openai_names_and_at_another_size(tmp_path):
     )
     text = as_openai(load_file(tmp_path / "text" / "model.safetensors"))
     tensors = {k: v for k, v in text.items() if not k.startswith("visual.")} | as_openai_resnet(params)
+    tensors |= {k: np.array(7) for k in ("input_resolution", "context_length", "vocab_size")}
     save_file(tensors, tmp_path / "RN.safetensors")
     config, got = convert.read(tmp_path / "RN.safetensors")
     assert config == RESNET

@@ -1,4 +1,4 @@
-"""Every field of every config has a rule; what breaks it is refused with the field's name before anything is read."""
+"""Every field of every config has a rule; what breaks it is refused by name before anything is read."""
 
 import importlib
 import inspect

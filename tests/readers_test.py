@@ -359,7 +359,7 @@ def test_split_file_may_be_named_and_may_be_wrong(tmp_path):
     config = {"name": "eurosat", "root": tmp_path, "split_file": "mine.json"}
     assert list(task.load(config, tmp_path).train.names) == ["Forest/im_0.jpg", "SeaLake/im_0.jpg"]
     (home / "mine.json").write_text("<html>")
-    with pytest.raises(UserError, match="mine.json is no split file .*downloaded as a web page"):
+    with pytest.raises(UserError, match="mine.json is no split file: .*downloaded as a web page"):
         task.load(config, tmp_path)
     (home / "mine.json").write_text(json.dumps(items | {"test": [["SeaLake/im_1.jpg", 5, "sea"]]}))
     with pytest.raises(UserError, match="in test, SeaLake/im_1.jpg has label 5"):

@@ -204,7 +204,7 @@ def test_what_is_no_t5_and_no_bart_is_refused(tmp_path):
     convert_seq.save_hf(tmp_path, model.config, model.params)
     raw = json.loads((tmp_path / "config.json").read_text())
     wrong = {"model_type": ("mbart", '"t5" and "bart"'), "normalize_before": (True, "normalize_before is True")}
-    wrong |= {"decoder_ffn_dim": (32, "decoder_ffn_dim differ"), "activation_function": ("silu", "silu")}
+    wrong |= {"decoder_attention_heads": (3, "has to divide d_model"), "activation_function": ("silu", "silu")}
     for key, (value, said) in wrong.items():
         with pytest.raises(UserError, match=said):
             convert_seq.config_of(raw | {key: value})

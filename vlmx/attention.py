@@ -82,7 +82,7 @@ def weights(world, mix, chosen, v, number, examples, answers):
     batch["labels"] = np.concatenate([labels, np.full((rows - len(labels), length), -100, labels.dtype)])
     batch = shard.put(world.mesh, "batch", batch, shard.SEVERAL)
     found = shard.gather(world.mesh, _weights(chosen, world.model, v, batch))
-    images, N = batch["real"].shape[1], world.model.config.visual.tokens
+    images, N = batch["features"].shape[1], world.model.config.visual.tokens
     special, said = [-100, *mix.words.hf.all_special_ids], []
     for example, answer, w, ids in zip(examples, answers, found, labels):
         own = np.flatnonzero(~np.isin(ids, special))

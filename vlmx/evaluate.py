@@ -44,9 +44,9 @@ def predict(method, v, model, consts, batches, n, mesh, rules=shard.METHOD):
     for b in batches:
         out = _predictor(mesh)(method.apply, v, model, consts, shard.join(mesh, "batch", b))
         label, prob, nan, index, w = map(np.asarray, out)
-        real = index >= 0
-        if nan[:, real].any():
-            raise UserError(f"logits are NaN for {int(nan[:, real].sum())} of {S * int(real.sum())} predictions")
+        real, counts = index >= 0, w > 0  # an unreadable image has a row, and no features
+        if nan[:, counts].any():
+            raise UserError(f"logits are NaN for {int(nan[:, counts].sum())} of {S * int(counts.sum())} predictions")
         said[:, index[real]], p[:, index[real]], weight[index[real]] = label[:, real], prob[:, real], w[real]
     return said, p, weight
 

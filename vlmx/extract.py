@@ -27,7 +27,8 @@ from vlmx.data import own, transforms, video
 from vlmx.errors import UserError
 from vlmx.logs import progress, say
 from vlmx.models import zoo
-from vlmx.models.clip import Clip
+from vlmx.models.clip import MEAN, STD, Clip, Resize
+from vlmx.models.layers import ACTIVATIONS
 
 PART = 2**28  # bytes of features after which they are written
 
@@ -38,7 +39,8 @@ def pooled(model, images):
 
 
 WHAT = {"grid": Clip.grid, "pooled": pooled}
-HOW = {"squash": transforms.squash, "center": transforms.center}
+# "center" is the way that the checkpoint states; "squash" loses no part of the picture.
+HOW = {"squash": transforms.whole_for_tower, "center": transforms.for_tower}
 
 
 def listing(folder, endings, share=(0, 1)):
@@ -200,17 +202,22 @@ def run(args):
     share = tuple(int(n) for n in args.share.split("/"))
     items = listing(args.videos or args.images, video.VIDEOS if films else own.IMAGES, share)
     mesh = shard.make_mesh()
+    stated = {"act": args.act, "heads": args.heads, "arch": args.arch}
     loaded = zoo.load(
-        args.model, image_size=args.size or None, dtype=args.dtype, param_dtype=args.dtype,
+        args.model, image_size=args.size or None, **stated, dtype=args.dtype, param_dtype=args.dtype,
         place=lambda path, shape: shard.sharding(mesh, path, shape, shard.MODEL),
     )  # fmt: skip
-    size = loaded.model.config.vision.image_size
+    c = loaded.model.config
     how = args.transform or ("center" if films else "squash")
-    about = {"model": args.model, "digest": loaded.digest, "what": args.what, "size": size, "transform": how}
+    about = {"model": args.model, "digest": loaded.digest, "what": args.what}
+    about |= {"size": c.vision.image_size, "transform": how}
+    about |= {key: str(value) for key, value in stated.items() if value}
+    if (c.mean, c.std, c.resize) != (MEAN, STD, Resize()):
+        about["pixels"] = f"{c.mean} {c.std} {c.resize}"
     parts = Parts(args.out, about | {"dtype": args.dtype} | ({"rate": args.rate} if films else {}))
     todo = {name: path for name, path in items.items() if name not in parts.done}
     say(f"{len(items):,} {'videos' if films else 'pictures'}, {len(items) - len(todo):,} of them encoded before")
-    transform = functools.partial(HOW[how], size=size)
+    transform = HOW[how](c)
     if films:
         read = functools.partial(read_video, transform=transform, rate=args.rate)
     else:
@@ -244,6 +251,9 @@ def arguments(argv):
     source.add_argument("--images", metavar="DIR", help="folder of pictures, searched through")
     source.add_argument("--videos", metavar="DIR", help="folder of videos, GIF, WebP and APNG among them")
     parser.add_argument("--model", default="RN101", help="as --config.model.name; default: %(default)s")
+    parser.add_argument("--arch", help="of a state dict without configuration: its name in OpenCLIP, such as ViT-B-32")
+    parser.add_argument("--act", choices=ACTIVATIONS, help="of such a file, in place of --arch: its activation")
+    parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="of such: heads of image and text tower")
     parser.add_argument("--out", required=True, metavar="FILE.h5")
     parser.add_argument("--what", choices=WHAT, default="grid", help="grid: patches, or the last map; default: grid")
     parser.add_argument("--rate", type=float, default=video.RATE, help="frames a second; default: 1 every 1.5 seconds")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vlmx.errors import UserError, unknown
 
 LARGEST = 2**31 - 1  # of the whole numbers that jax counts with
+ACTIVATIONS = ("quick_gelu", "gelu")  # those of models/layers.py, which imports jax
 FAMILIES = ("classification", "vl", "pretrain", "pretrain_text")
 
 
@@ -108,6 +109,7 @@ def _is_range(x):
 GROUP = Rule("a group of fields", lambda x: isinstance(x, dict))
 FLAG = Rule("True or False", lambda x: isinstance(x, bool))
 NONE = Rule("None", lambda x: x is None)
+EMPTY = Rule("''", lambda x: x == "")
 NAME = text("a name, not empty")
 PATH = text("a path, or '' for none", empty=True)
 FOLDER = Rule(
@@ -145,7 +147,8 @@ HYPER = {
     **dict.fromkeys(("gpa_mean", "threshold"), number()),
     **dict.fromkeys(("csc", "train_keys", "mask_self", "cross", "one_net"), FLAG),
     **dict.fromkeys(("class_token_position", "templates", "text_cache", "adapt_gamma", "towers", "source"), NAME),
-    **dict.fromkeys(("tasks", "rule", "position", "template"), NAME),
+    **dict.fromkeys(("tasks", "rule", "template"), NAME),
+    "position": either(NAME, several(integer(0, 65_536), least=1)),
     "length": SIZE,
     "rank": SIZE,
     "ratio": SHARE,
@@ -219,8 +222,12 @@ RUN = {
     "shardings": several(pair(REGEX, text("a layout, as in '- fsdp'", empty=True))),
     **FEATURES,
 }
-CLIP = {"name": NAME, **COMPUTATION, "act?": choice("", "gelu", "quick_gelu"), "arch?": text("a name", empty=True)}
-CLIP |= {"heads?": either(several(SIZE, exactly=0), several(SIZE, exactly=2))._replace(expected="two numbers, or ()")}
+BACKBONE = {"name": NAME, **COMPUTATION, "remat": FLAG}
+CLIP = {  # what some files of a CLIP do not state
+    "act": either(choice(*ACTIVATIONS), EMPTY),
+    "heads": either(several(SIZE, exactly=0), several(SIZE, exactly=2)),
+    "arch": text("a name in OpenCLIP, or ''", empty=True),
+}
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization")
 
 # -------------------------------------------------------------------- the tables
@@ -239,8 +246,7 @@ CLASSIFICATION = {
     "data.crop_scale": Rule("two shares of the image's area, 0 < least <= most <= 1", _is_range),
     "data.bad_images": choice("stop", "skip"),
     "data.workers": WORKERS,
-    **_under("model", CLIP),
-    "model.remat": FLAG,
+    **_under("model", BACKBONE | CLIP),
     "model.image_size": integer(0, 8192),
     "model.truncate": FLAG,
     **_under("targets", dict.fromkeys(PROTOCOLS[2:], several(NAME, different=True))),
@@ -281,9 +287,8 @@ VL = {
     **_under("data.scenes", {"train?": integer(1), "val?": integer(0), "test?": integer(0)}),
     "data.questions?": integer(1, 1000),
     "data.workers": WORKERS,
-    **_under("tower", CLIP),
-    "tower.what": choice("grid", "pooled"),
-    **_under("model", {"name": NAME, **COMPUTATION, "remat": FLAG}),
+    **_under("tower", {"name": NAME, "what": choice("grid", "pooled"), **COMPUTATION, **CLIP}),
+    **_under("model", BACKBONE),
     "model.start": PATH,
     "model.visual_tokens": integer(0, 65_536),
     "model.dropout": number(0, below=1, also=(-1.0,)),
@@ -355,6 +360,17 @@ def check(config):
     refuse("family", values.get("family"), RUN["family"])
     table = TABLES[values["family"]]
     _check_below((), values, [(field.rstrip("?").split("."), rule, "?" not in field) for field, rule in table.items()])
+
+
+def let_batch_hold(config, changed):
+    """Let a batch that a person sets hold for all tasks: sizes of single tasks stay only where they are set as well.
+
+    Args:
+        config: changed in place, where it has `batches`.
+        changed: names of the fields that the command line sets.
+    """
+    if "batches" in config and "batch" in changed and "batches" not in changed:
+        config.batches = {task: n for task, n in config.batches.items() if f"batches.{task}" in changed}
 
 
 def check_top(config, *names):

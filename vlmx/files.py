@@ -24,7 +24,8 @@ def write(path, content):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
-    fresh.write_bytes(content if isinstance(content, bytes) else content.encode())
+    # A file name that is not UTF-8 stands as \udcXX escapes, which JSON readers turn back into the name.
+    fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
     os.replace(fresh, path)
 
 
@@ -33,13 +34,14 @@ def write_json(path, data):
     write(path, json.dumps(data, indent=1, ensure_ascii=False))
 
 
-def read_text(path, advice="", limit=LIMIT):
+def read_text(path, advice="", limit=LIMIT, errors="strict"):
     """Return the text of a file, UTF-8 with or without a byte order mark.
 
     Args:
         path: a file of a person's disk, which may be missing, damaged or something else.
         advice: sentences that end the error: what was expected, what to do.
         limit: bytes; a larger file is refused before it is read.
+        errors: what bytes that are not UTF-8 become, as in `bytes.decode`.
 
     Raises:
         UserError: the path is missing, a folder, a pipe or a device, too large, unreadable, or not UTF-8.
@@ -52,7 +54,7 @@ def read_text(path, advice="", limit=LIMIT):
             raise UserError(f"{path}: a {'folder' if path.is_dir() else 'pipe or device'}, no file. {advice}".rstrip())
         if (size := path.stat().st_size) > limit:
             raise UserError(f"{path}: {size:,} bytes; such a file has {limit:,} at most. {advice}".rstrip())
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig", errors)
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}). {advice}".rstrip()) from e
     except UnicodeDecodeError as e:

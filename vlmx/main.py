@@ -43,6 +43,7 @@ def main(argv):
         print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
     fields.check_top(config, "family", "title")
+    fields.let_batch_hold(config, config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
 
     def work():
@@ -54,6 +55,9 @@ def main(argv):
 
 def guarded(work, workdir, coordinator=None, process=None, many=None):
     """`work()` as one of `many` processes, or alone; what ends it early ends in a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
     from vlmx import processes  # jax starts here: --help and --list need not wait for it
 

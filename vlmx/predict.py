@@ -12,19 +12,23 @@ its frames for one of videos. --attention out.png draws where it looks meanwhile
 """
 
 import argparse
+import contextlib
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
-from vlmx import checkpoint, files, shard, variant
+from vlmx import checkpoint, files, partition, shard, variant
 from vlmx import method as methods
 from vlmx.data import pipeline, transforms
-from vlmx.data.task import split
+from vlmx.data.task import Split
 from vlmx.errors import UserError, unknown
 from vlmx.models import zoo
 
@@ -33,74 +37,104 @@ TOP = 5
 
 # -------------------------------------------------------------------- methods for CLIP
 class Classifier:
-    """A tuned CLIP method, ready to say which class pictures are of.
+    """A tuned CLIP method, ready to say which class images are of.
 
-    folder: .../seed_N of a run, with tuned.safetensors and tuned.json. classes: other names than those tuned on, for
-    methods that can be carried to them. model: where the backbone lies, if not where the run found it.
-    Raises UserError: no checkpoint there, another backbone, classes that the method has nothing for.
+    Args:
+        folder: .../seed_N of a run, with tuned.safetensors and tuned.json.
+        classes: other names than those tuned on, for methods that can be carried to them.
+        model: where the backbone lies, if not where the run found it.
+        allow_methods: modules outside of vlmx that the checkpoint may name as its method; importing one runs it.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, another backbone, classes that the method has nothing for.
     """
 
-    def __init__(self, folder, classes=(), model=None):
-        v, meta = checkpoint.read(folder)
-        meta = _of_the_run(Path(folder)) | meta
+    def __init__(self, folder, classes=(), model=None, allow_methods=()):
+        v, meta = checkpoint.read(folder, ("method", "hyper", "backbone", "classes"))
+        meta = _of_the_run(folder) | meta
+        name = meta.get("make", meta["method"])
+        checkpoint.refuse_outside(folder, name, methods.names(), allow_methods)
         if "model" not in meta and not model:
             raise UserError(f"{folder}/tuned.json does not say which CLIP it was tuned on: name it with --model.")
-        loaded = zoo.load(model or meta["model"], image_size=meta.get("image_size") or None)
+        classes = (classes,) if isinstance(classes, str) else tuple(classes)
+        learnt, self.classes = tuple(meta["classes"]), classes or tuple(meta["classes"])
+        if twice := [c for c in dict.fromkeys(self.classes) if self.classes.count(c) > 1]:
+            raise UserError(f"the class {twice[0]!r} is named twice; each name is one class.")
+        with _fitting(folder):
+            method = methods.make(name, **meta["hyper"])
+        if self.classes != learnt and not method.carries and (odd := [c for c in self.classes if c not in learnt]):
+            raise UserError(
+                f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
+                f"{', '.join(learnt)}."
+            )
+        loaded = zoo.load(model or meta["model"], **zoo.overrides(meta))
         if loaded.digest != meta["backbone"]:
             raise UserError(
                 f"{folder} was tuned on the backbone with SHA-256 {meta['backbone']}; {model or meta['model']} has "
                 f"{loaded.digest}. Name the one it was tuned on with --model."
             )
-        method = methods.make(meta.get("make", meta["method"]), **meta["hyper"])
-        if "backbone" in v["train"]:
-            v["train"]["backbone"] = _whole(v["train"]["backbone"], loaded.model.params)
+        methods.refuse_tower(name, method, loaded.model, model or meta["model"])
         task = functools.partial(
             methods.Task, templates=tuple(meta.get("templates") or (methods.PHOTO,)),
-            ensemble=tuple(meta.get("ensemble") or (methods.PHOTO,)), tokenize=loaded.tokenizer,
+            ensemble=tuple(meta.get("ensemble") or (methods.PHOTO,)),
+            tokenize=functools.partial(loaded.tokenizer, truncate=meta.get("truncate", False)),
         )  # fmt: skip
-        learnt, self.classes = tuple(meta["classes"]), tuple(classes) or tuple(meta["classes"])
-        if self.classes != learnt and not method.carries:
-            if odd := [c for c in self.classes if c not in learnt]:
-                raise UserError(
-                    f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
-                    f"{', '.join(learnt)}."
-                )
-            consts = method.setup(loaded.model, task(learnt))
-            method = methods.only(method, [learnt.index(c) for c in self.classes])
-        else:
-            consts = method.setup(loaded.model, task(self.classes))
-        self.v, self.model, self.consts, self.upright = v, loaded.model, consts, meta.get("upright", False)
-        self.apply = jax.jit(functools.partial(_outputs, method.apply))
         size = loaded.model.config.vision.image_size
-        self.transform = functools.partial(transforms.center, size=size)
-        try:
+        with _fitting(folder):
+            _refuse_misfit(folder, method, loaded.model, task(learnt), v)
+            if "backbone" in v["train"]:
+                v["train"]["backbone"] = _whole(v["train"]["backbone"], loaded.model.params)
+            if self.classes == learnt or method.carries:
+                consts = method.setup(loaded.model, task(self.classes))
+            else:
+                consts = method.setup(loaded.model, task(learnt))
+                method = methods.only(method, [learnt.index(c) for c in self.classes])
             one = np.zeros((1, size, size, 3), np.uint8)
-            said = jax.eval_shape(self.apply, v, loaded.model, consts, one)
-            self.says = tuple(name for name, a in said.items() if a.shape[:1] == (1,))
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{folder}/tuned.safetensors does not fit {meta['method']}: {e}") from e
+            self.apply = jax.jit(functools.partial(_outputs, method.apply))
+            outputs = jax.eval_shape(self.apply, v, loaded.model, consts, one)
+        self.shapes = {name: a.shape[1:] for name, a in outputs.items() if a.shape[:1] == (1,)}
+        self.says = tuple(self.shapes)
+        self.folder, self.v, self.model, self.consts = folder, v, loaded.model, consts
+        self.upright = meta.get("upright", False)
+        self.transform = transforms.for_tower(loaded.model.config)
 
-    def __call__(self, paths, batch=32):
-        """Probabilities `(n, C)` float32 of picture files, NaN for those that cannot be read, and why: [Bad]."""
-        said, bad = self.outputs(paths, ("logits",), batch)
-        return np.asarray(jax.nn.softmax(said["logits"])), bad
+    def __call__(self, images, batch=32):
+        """Return the probabilities `(n, C)` float32 of images, NaN for those that cannot be read, and why: [Bad].
 
-    def outputs(self, paths, names, batch=32):
-        """What the method computes on the way, of the pictures: {name: `(n, ...)` float32}, with NaN for those that
-        cannot be read, and why: [Bad]. `names`: some of `self.says`, what its `apply` returns for each image; UserError
-        for others."""
+        Args:
+            images: image files, PIL images or uint8 arrays; or a single one of them.
+            batch: how many are computed at once.
+        """
+        outputs, bad = self.outputs(images, ("logits",), batch)
+        return np.asarray(jax.nn.softmax(outputs["logits"])), bad
+
+    def outputs(self, images, names, batch=32):
+        """What the method computes on the way, of images as `__call__` takes them: {name: `(n, ...)` float32}, with NaN
+        for those that cannot be read, and why: [Bad]. `names`: some of `self.says`, what its `apply` returns for each
+        image; UserError for others, and for logits that are not finite."""
         for name in names:
             if name not in self.says:
                 raise unknown("output of this method", name, self.says)
-        said, bad, batch = {}, [], min(batch, len(paths))
-        part = split("", list(map(str, paths)), [0] * len(paths))
+        images, bad = _several(images), []
+        rows = {name: np.full((len(images), *self.shapes[name]), np.nan, np.float32) for name in names}
+        titles = [os.fspath(image) if isinstance(image, os.PathLike | str) else f"image {i}"
+                  for i, image in enumerate(images)]  # fmt: skip
+        part = Split(images, np.zeros(len(images), np.int32), titles)
+        batch = min(batch, len(images)) or 1
         for b in pipeline.eval_batches(part, self.transform, batch, upright=self.upright, bad=bad):
             real = b["weight"] > 0
             out = self.apply(self.v, self.model, self.consts, b["image"])
             for name in names:
-                rows = np.full((len(paths), *out[name].shape[1:]), np.nan, np.float32)
-                said.setdefault(name, rows)[b["index"][real]] = np.asarray(out[name])[real]
-        return said, bad
+                rows[name][b["index"][real]] = np.asarray(out[name])[real]
+            if "logits" in names and not np.isfinite(rows["logits"][b["index"][real]]).all():
+                raise UserError(f"{self.folder}/tuned.safetensors: its numbers give logits that are not finite.")
+        return rows, bad
+
+
+def _several(images):
+    """The images as a list: a path, a PIL image or an array `(H, W[, 3])` alone is one."""
+    one = isinstance(images, str | os.PathLike | bytes | Image.Image) or getattr(images, "dtype", None) == np.uint8
+    return [images] if one and getattr(images, "ndim", 0) < 4 else list(images)
 
 
 def _outputs(apply, v, model, consts, images):
@@ -112,13 +146,64 @@ def _whole(tree, like):
     return {k: _whole(tree.get(k, {}), v) if isinstance(v, dict) else tree.get(k) for k, v in like.items()}
 
 
+@contextlib.contextmanager
+def _fitting(folder):
+    """UserError, naming tuned.json, for hyper-parameters and arrays that a method or variant cannot be built of."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
+        problem = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:200]}"
+        raise UserError(f"{folder}: tuned.json and tuned.safetensors do not fit the method ({problem}).") from e
+
+
+def _refuse_misfit(folder, method, model, task, v):
+    """UserError where the arrays of `v` are not those that a training of the method on the classes of `task` leaves."""
+    consts = jax.eval_shape(lambda model: method.setup(model, task), model)
+    C, E = len(task.classnames), model.config.embed_dim
+
+    def arrays_of(M):
+        """The shapes of a training on M images, by path."""
+        support = {"features": jnp.zeros((M, E)), "label": jnp.zeros(M, int)}
+        support |= {"prior": {"text_features": jnp.zeros((C, E))}} if method.prior else {}
+        start = lambda model, consts, support: methods.start(method, jax.random.key(0), model, consts, support)
+        return jax.eval_shape(start, model, consts, support)
+
+    leaves = dict(zip(partition.paths(v), jax.tree.leaves(v), strict=True))
+    one, two = (dict(zip(partition.paths(t), jax.tree.leaves(t), strict=True)) for t in map(arrays_of, (1, 2)))
+    images = [  # of the training: where a cache or labels say how many there were
+        leaves[path].shape[axis]
+        for path in one
+        for axis, (a, b) in enumerate(zip(one[path].shape, two[path].shape, strict=True))
+        if a != b and path in leaves and leaves[path].ndim == one[path].ndim
+    ]
+    # What a search on validation images leaves in "fixed" is its own; `apply` says what it lacks.
+    free = ("fixed",) if method.finalize else ()
+    checkpoint.refuse_misfit(folder, leaves, arrays_of(images[0] if images else 1), free)
+    label = leaves.get("fixed/label", np.zeros(0))
+    if label.size and not (0 <= label.min() and label.max() < C):
+        raise UserError(f"{folder}/tuned.safetensors: 'fixed/label' numbers classes beyond the {C} of tuned.json.")
+
+
 def _of_the_run(folder):
-    """What the config of the checkpoint's run says of the model, where it is still two folders above."""
-    path = folder.absolute().parent.parent / "config.json"
+    """What the config of the checkpoint's run says, where it is still two folders above: fields of checkpoint.FIELDS.
+    A config.json of something else says nothing."""
+    path = Path(folder).absolute().parent.parent / "config.json"
     if not path.exists():
         return {}
-    config = json.loads(path.read_text())
-    return {"model": config["model"]["name"], "image_size": config["model"].get("image_size"), "config": config}
+    config = files.read_json(path, "Repair it, or move the checkpoint's folder elsewhere.")
+    model, tower = config.get("model"), config.get("tower")
+    if not isinstance(model, dict) or "name" not in model:
+        return {}
+    found = {"model": model["name"], "seed": config.get("seed")}
+    found |= zoo.overrides(model) | {key: model.get(key) for key in ("truncate", "start")}
+    if isinstance(tower, dict):
+        found |= {"tower": tower.get("name"), "what": tower.get("what")}
+        found |= {f"tower_{key}": value for key, value in zoo.overrides(tower).items()}
+    found = {key: value for key, value in found.items() if value is not None}
+    checkpoint.refuse_wrong_fields(path, found)
+    return found
 
 
 # -------------------------------------------------------------------- variants of VL-T5 and VL-BART
@@ -126,27 +211,30 @@ class Answerer:
     """A tuned variant of VL-T5 or VL-BART, ready to answer texts about pictures.
 
     folder: .../<variant>/tuned of a run. model, tower: where the language model and the CLIP whose features it reads
-    lie, if not where the run found them. Raises UserError as Classifier does.
+    lie, if not where the run found them. allow_methods, and what is raised: as Classifier.
     """
 
-    def __init__(self, folder, model=None, tower=None):
+    def __init__(self, folder, model=None, tower=None, allow_methods=()):
         from vlmx.data import vl_forms
         from vlmx.models.vlseq import Visual
 
-        _, meta = checkpoint.read(folder)
-        config = _of_the_run(Path(folder)).get("config", {})
-        model, tower = model or config.get("model", {}).get("name"), tower or config.get("tower", {}).get("name")
+        meta = checkpoint.read_about(folder, ("variant", "hyper", "backbone", "tasks", "visual"))
+        meta = _of_the_run(folder) | meta
+        checkpoint.refuse_outside(folder, meta["variant"], variant.names(), allow_methods)
+        model, tower = model or meta.get("model"), tower or meta.get("tower")
         if not model or not tower:
             raise UserError(
                 f"the config.json of the run is not above {folder}: name the language model with --model, the CLIP "
                 "whose features it was tuned on with --tower."
             )
-        loaded = zoo.load_seq(model, visual=Visual(**meta["visual"]), seed=config.get("seed", 0))
+        with _fitting(folder):
+            self.chosen, visual = variant.make(meta["variant"], **meta["hyper"]), Visual(**meta["visual"])
+        loaded = zoo.load_seq(model, visual=visual, seed=meta.get("seed", 0))
         self.model, digest, self.words, self.tasks = loaded.model, loaded.digest, loaded.tokenizer, []
-        if start := config.get("model", {}).get("start"):
-            self.model, digest = variant.begun(self.model, start, digest)
-        self.chosen = variant.make(meta["variant"], **meta["hyper"])
-        like = variant.shapes(self.chosen, self.model, len(meta["tasks"]))
+        if meta.get("start"):
+            self.model, digest = variant.begun(self.model, meta["start"], digest)
+        with _fitting(folder):
+            like = variant.shapes(self.chosen, self.model, len(meta["tasks"]))
         self.v, _ = variant.load(folder, like, digest)
         room = self.model.config.positions or 1024  # T5 has no table of positions
         for name in meta["tasks"]:
@@ -154,8 +242,9 @@ class Answerer:
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
             self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
-        self.clip, self.what = zoo.load(tower).model, config.get("tower", {}).get("what", "grid")
-        self.transform = functools.partial(transforms.squash, size=self.clip.config.vision.image_size)
+        stated = {key: meta.get(f"tower_{key}") for key in zoo.STATED}
+        self.clip, self.what = zoo.load(tower, **stated).model, meta.get("what", "grid")
+        self.transform = transforms.whole_for_tower(self.clip.config)
         self.mesh = shard.make_mesh(devices=jax.devices()[:1])
 
     def task_of(self, text, images):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from vlmx import checkpoint, fields, fit, logs, method, optim, partition, settings
+from vlmx import checkpoint, fields, fit, logs, method, optim, partition, settings, streams
 from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
 from vlmx.errors import UserError
 from vlmx.models import convert
@@ -86,13 +86,13 @@ def train(config, workdir, name, model, stream, unit):
     Goes on from the last checkpoint in workdir/steps. stream(done): the batches of the steps from `done` on. unit: what
     a batch is made of.
     """
-    v = jax.jit(lambda key: method.make(name).init(key, model, {}, {}))(jax.random.key(config.seed))
+    v = jax.jit(lambda key: method.make(name).init(key, model, {}, {}))(streams.start(config.seed))
     total, count = config.steps, partition.count(v["train"])
     tx, schedule = optim.make(config.optimizer, total, total, v["train"])
     state = {**v, "opt": jax.jit(tx.init)(v["train"])}
     state = jax.tree.map(lambda a: a[None], state) | {"step": jnp.zeros((), jnp.int32)}  # one seed
     step = fit.train_steps(method.make(name), tx, total)
-    keys = jax.random.key(config.seed)[None]
+    keys = streams.key("steps of pre-training", config.seed)[None]
     checkpoints, meta = checkpoint.manager(workdir / "steps"), {"config": json.loads(config.to_json_best_effort())}
     state = checkpoint.restore(checkpoints, state, meta) or state
     done = int(state["step"])

@@ -20,7 +20,7 @@ from vlmx.files import write_json
 
 # What may change from one session of a run to the next: no number depends on it.
 FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "features.", "checkpoint_keep")
-FREE += ("steps_per_call", "seeds_per_program")
+FREE += ("steps_per_call", "seeds_per_program", "data.bad_images")  # the last: a run stops before it has numbers
 
 
 def check(config):
@@ -201,6 +201,7 @@ def set_fields(config, given):
             config.update_from_flattened_dict({key: common.literal(value)})
         except (TypeError, ValueError, KeyError, AttributeError) as e:
             raise UserError(f"--config.{key}={value}: {e}") from None
+    fields.let_batch_hold(config, [field.removeprefix("--config.").partition("=")[0] for field in given])
 
 
 def plain(config):

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-import functools
+import itertools
 import json
 import time
 from pathlib import Path
@@ -53,7 +53,7 @@ def run(config, workdir):
         say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
         return done
     mesh = shard.make_mesh(config.mesh)
-    shard.refuse_uneven(mesh, 1, {"batch": max([config.batch, *config.batches.values()])})
+    shard.refuse_uneven(mesh, 1, largest_batch(config))
     say(f"devices: {settings.device()}, mesh {dict(mesh.shape)}; results go to {workdir}")
 
     # ---------------------------------------------------------------- tasks, features, the frozen model
@@ -125,28 +125,44 @@ def check(config):
     return {name: variant.make(name, **config.recipe[name].hyper) for name in config.methods}
 
 
+def largest_batch(config):
+    """Return {field of the config: its examples} of the largest batch of the tasks that run.
+
+    The mesh has to divide this one alone: the batches of the other tasks are filled up to it.
+    """
+    field = {task: f"batches.{task}" if task in config.batches else "batch" for task in config.tasks}
+    sizes = {field[task]: config.batches.get(task, config.batch) for task in config.tasks}
+    return {field: n for field, n in sizes.items() if n == max(sizes.values())}
+
+
 # -------------------------------------------------------------------- features and the backbone
 def encode(config, tasks, mesh):
     """(name of an image -> what the image tower knows of each place `(n, F)`, the tower's digest), each image once."""
     m, by_reader = config.tower, {}
     sources = [vl.reader(t.name).source(t.name, config) for t in tasks if hasattr(vl.reader(t.name), "source")]
     if len(sources) == len(tasks):
-        return vl_features.Joined(sources), {"name": m.name, "digest": ""}
+        # Videos are brought to one shape already; the features of a single one say which.
+        splits = [(t.train[:1],) if t.suffix else (t.train, t.val, t.test) for t in tasks]
+        names = dict.fromkeys(name for split in itertools.chain(*splits) for e in split for name in e.images)
+        found = vl_features.align(vl_features.Joined(sources), names, config.model.visual_tokens)
+        if (rows := getattr(found, "rows", 0)) and rows < found.most:
+            say(f"features: of up to {found.most} regions of an image the first {rows} are used (model.visual_tokens)")
+        return found, {"name": m.name, "digest": ""}
     for task in tasks:
         if hasattr(vl.reader(task.name), "source"):
             continue
         images = (name for split in (task.train, task.val, task.test) for e in split for name in e.images)
         by_reader.setdefault(vl.reader(task.name), {}).update(dict.fromkeys(images))
     place = lambda path, shape: shard.sharding(mesh, path, shape, shard.MODEL)
-    loaded = zoo.load(m.name, dtype=m.dtype, param_dtype=m.param_dtype, place=place)
-    size, found = loaded.model.config.vision.image_size, {}
+    loaded = zoo.load(m.name, **zoo.overrides(m), dtype=m.dtype, param_dtype=m.param_dtype, place=place)
+    found = {}
     kept = {"store": features.open_store(config.features), "digest": loaded.digest}
     for reader, names in by_reader.items():
         names = tuple(names)
         split = Split(reader.Pictures(names), np.zeros(len(names), np.int32), names)
         reading = {"batch": config.eval_batch, "mesh": mesh, "workers": config.data.workers}
-        squash = functools.partial(transforms.squash, size=size)
-        rows = features.encode(loaded.model, split, squash, of=Clip.grid, **kept, **reading).features
+        whole = transforms.whole_for_tower(loaded.model.config)
+        rows = features.encode(loaded.model, split, whole, of=Clip.grid, **kept, **reading).features
         found |= dict(zip(names, rows, strict=True))
     return vl_features.Joined([found, *sources]) if sources else found, {"name": m.name, "digest": loaded.digest}
 

@@ -1,6 +1,7 @@
 """What a report shows of a task's test: pictures, question, answer and what is right, and where the model looked."""
 
 import math
+from collections import Counter
 
 from PIL import Image
 
@@ -18,7 +19,8 @@ def save(world, mix, chosen, v, number, said, run):
     task = world.tasks[number]
     rows = range(0, len(task.test), max(len(task.test) // SHOWN, 1))[:SHOWN]
     examples, answers = [task.test[i] for i in rows], [said[i] for i in rows]
-    at = [i for i, a in enumerate(answers) if a.strip()][:LOOKED]
+    regions = hasattr(world.features, "regions")  # whose places in the picture are no cells of a grid
+    at = [] if regions else [i for i, a in enumerate(answers) if a.strip()][:LOOKED]
     of = [examples[i] for i in at], [answers[i] for i in at]
     looked = attention.weights(world, mix, chosen, v, number, *of) if at else []
     if not logs.first_process():
@@ -58,8 +60,10 @@ def shortened(text):
 
 
 def right(example):
-    """The best three answers."""
-    return " / ".join(answer for answer, _ in sorted(example.targets, key=lambda target: -target[1])[:3])
+    """The best three answers: of the targets, or where none was kept of people's own, the most frequent first."""
+    best = [answer for answer, _ in sorted(example.targets, key=lambda target: -target[1])[:3]]
+    people = example.about.get("answers", ()) if isinstance(example.about, dict) else ()
+    return " / ".join(best or [answer for answer, _ in Counter(people).most_common(3)])
 
 
 def mosaic(pictures, most=4, gap=4):

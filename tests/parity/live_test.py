@@ -93,12 +93,13 @@ def test_pt_files(tmp_path):
     tensors = {k: torch.from_numpy(v) for k, v in load_file(BACKBONE.with_name("rn_a") / "model.safetensors").items()}
     want = convert.read(BACKBONE.with_name("rn_a"))[1]
     torch.save(tensors, tmp_path / "RN.pt")
-    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path / "RN.pt")[1], want)
+    stated = {"act": "quick_gelu", "heads": (2, 1)}
+    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path / "RN.pt", **stated)[1], want)
 
     half = {f"module.{k}": v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
     torch.save({"epoch": 3, "state_dict": half}, tmp_path / "half.pt", _use_new_zipfile_serialization=False)
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32), want)
-    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path / "half.pt")[1], rounded)
+    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path / "half.pt", **stated)[1], rounded)
 
     torch.save({"hook": print}, tmp_path / "code.pt")
     with pytest.raises(UserError, match="weights_only"):
