@@ -301,10 +301,10 @@ def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match="results.json does not exist: give the --workdir"):
         report.write(tmp_path)
     (tmp_path / "results.json").write_text('{"runs": [')
-    with pytest.raises(UserError, match="not whole JSON .*run the command again"):
+    with pytest.raises(UserError, match="results.json: no whole json .*run the command again"):
         report.write(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(UserError, match="holds a list"):
+    with pytest.raises(UserError, match="results.json: a list, not an object"):
         report.write(tmp_path)
 
 

@@ -72,7 +72,7 @@ def several(rule, least=0, different=False, exactly=None):
             return False
         return all(map(rule.valid, x)) and not (different and len(set(x)) < len(x))
 
-    return Rule(words, valid)
+    return Rule(words, valid, rule.names)
 
 
 def pair(first, second):
@@ -383,8 +383,9 @@ def refuse(field, value, rule):
     """Raise a UserError with the name of a field whose value does not obey its rule."""
     if rule.valid(value):
         return
-    if rule.names and isinstance(value, str):
-        raise unknown(f"value of config.{field}", value, rule.names)
+    entries = [value] if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
+    if odd := [x for x in entries if rule.names and isinstance(x, str) and x not in rule.names]:
+        raise unknown(f"value of config.{field}", odd[0], rule.names)
     raise UserError(f"config.{field}: expected {rule.expected}; got {_shortened(value)}.")
 
 
