@@ -105,9 +105,9 @@ def test_a_method_from_outside_has_hyper_parameters_of_its_own():
     [
         ("digits:coop", "recipe.coop.epochs", -5, "a whole number, at least 0; got -5"),
         ("digits:coop", "recipe.coop.batch", 0, "at least 1; got 0"),
-        ("digits:coop", "seeds", (), "a tuple, not empty, different values"),
-        ("digits:coop", "seeds", (1, 1), "different values"),
-        ("digits:coop", "seeds", (-1,), "each a whole number, at least 0"),
+        ("digits:coop", "seeds", (), "a tuple of different numbers, at least one"),
+        ("digits:coop", "seeds", (1, 1), "different numbers"),
+        ("digits:coop", "seeds", (-1,), "each whole and at least 0"),
         ("digits:coop", "methods", ("coop", "coop"), "different values"),
         ("digits:coop", "methods", ("cop",), "unknown method 'cop'. Did you mean 'coop'"),
         ("digits:coop", "methods", ("denoising",), "config.recipe has nothing for 'denoising'"),

@@ -234,8 +234,12 @@ PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization"
 CLASSIFICATION = {
     **RUN,
     "protocols": several(choice(*PROTOCOLS), least=1, different=True),
-    "shots": either(SHOTS, several(SHOTS, least=1, different=True)),
-    "seeds": several(SEED, least=1, different=True),
+    "shots": either(SHOTS, several(SHOTS, least=1, different=True))._replace(
+        expected="a positive number of images a class, or -1 for all, or a tuple of different ones, as in (1, 2, 4)"
+    ),
+    "seeds": several(SEED, least=1, different=True)._replace(
+        expected="a tuple of different numbers, at least one, each whole and at least 0, as in (1, 2, 3)"
+    ),
     "data.name": NAME,
     "data.root": PATH,
     "data.file": PATH,

@@ -15,7 +15,6 @@ the config can be set: --config.recipe.maple.batch=64.
 
 import argparse
 import functools
-import json
 import re
 import sys
 import time
