@@ -18,7 +18,7 @@ def save(world, mix, chosen, v, number, said, run):
     """Rows of results["examples"] of the task `number`, spread over its test, of whose examples `said` are the answers;
     their pictures go to the workdir, named after `run`. Every process of a run has to come here."""
     task = world.tasks[number]
-    rows = sorted({int(i) for i in np.linspace(0, len(task.test) - 1, min(SHOWN, len(task.test)))})
+    rows = spread(len(task.test))
     examples, answers = [task.test[i] for i in rows], [said[i] for i in rows]
     regions = hasattr(world.features, "regions")  # whose places in the picture are no cells of a grid
     at = [] if regions else [i for i, a in enumerate(answers) if a.strip()][:LOOKED]
@@ -46,6 +46,11 @@ def save(world, mix, chosen, v, number, said, run):
             files.write(world.workdir / name, attention.png(seen.figure()))
             entries[i]["attention"] = name
     return entries
+
+
+def spread(n):
+    """Return which of `n` examples are shown: SHOWN of them, from the first to the last at even distances."""
+    return [int(i) for i in np.linspace(0, n - 1, min(SHOWN, n)).round()]
 
 
 def shown(task, example, data):
