@@ -322,6 +322,8 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
         "curve": curve,
         **({"adaptation": adaptation} if adaptation else {}),
     }
+    if fitted:
+        result["draws"] = evaluate.count_drawn([d for d, _ in fitted], world.dataset.train.labels, problem.labels)
     about = {"model": config.model.name, "image_size": config.model.image_size, "templates": world.dataset.templates}
     about |= {key: value for key, value in zoo.overrides(config.model).items() if value}
     about |= {"ensemble": learnt.ensemble, "upright": world.dataset.upright}  # what vlmx.predict has to know
