@@ -117,7 +117,9 @@ def test_vqa_in_karpathys_split(tmp_path):
     assert (e.images, e.text, e.targets) == (("COCO_train2014_000000000001",), "What is this?", (("net", 1.0),))
     assert e.about == {"answers": tuple(TEN), "question_type": "what", "answer_type": "other"}
     assert (task.prefix, task.length, task.target_length, task.loss, task.suffix) == ("vqa: ", 20, 10, "score", False)
-    assert image_text.load("vqa", tmp_path).train[0].targets == ()  # "net" is the answer to fewer than 9 questions
+    assert image_text.load("vqa", tmp_path).train[0].targets == (("net", 1.0),)  # so few questions are not VQAv2
+    with pytest.raises(UserError, match=r"none of the 3 training questions has a target.*least=9.*least\": 1"):
+        image_text.load("vqa", tmp_path, least=9)
     scores = task.score(["net"], task.test)
     assert scores["accuracy"] == scores["answers: other"] == scores["answer in list"] == 100
     assert submission.submission("vqa", task.test, ["net"]) == '[{"question_id": 4, "answer": "net"}]'

@@ -269,6 +269,10 @@ def _is_size(value):
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65_536
 
 
+def _is_sizes(value):
+    return isinstance(value, list) and all(map(_is_size, value))
+
+
 def _is_path(value):
     return isinstance(value, str) and (not value or is_text(value))
 
@@ -277,14 +281,17 @@ def _is_path(value):
 # may be anything: later versions may write more.
 FIELDS = {
     **dict.fromkeys(("method", "make", "variant", "backbone"), (is_text, "a text")),
-    **dict.fromkeys(("model", "tower", "what"), (is_text, "a text")),
+    **dict.fromkeys(("model", "tower", "what", "act", "arch", "tower_act", "tower_arch"), (is_text, "a text")),
+    **dict.fromkeys(("heads", "tower_heads"), (_is_sizes, "two whole numbers")),
     "start": (_is_path, "a folder"),
     "hyper": (lambda value: isinstance(value, dict), "an object {name: value}"),
     "classes": (_is_names, "a list of names, none twice"),
     "tasks": (_is_names, "a list of names, none twice"),
     **dict.fromkeys(("templates", "ensemble"), (_is_texts, "a list of texts")),
     **dict.fromkeys(("upright", "truncate"), (lambda value: isinstance(value, bool), "true or false")),
-    "image_size": (lambda value: value is None or _is_size(value), "a number of pixels, or 0"),
+    **dict.fromkeys(
+        ("image_size", "tower_image_size"), (lambda value: value is None or _is_size(value), "a number of pixels, or 0")
+    ),
     "seed": (lambda value: isinstance(value, int) and 0 <= value < 2**32, "a whole number"),
     "visual": (
         lambda value: isinstance(value, dict) and all(_is_size(n) or isinstance(n, bool) for n in value.values()),

@@ -61,6 +61,8 @@ def read_text(path, advice="", limit=LIMIT, errors="strict"):
         if (size := path.stat().st_size) > limit:
             raise UserError(f"{path}: {size:,} bytes; such a file has {limit:,} at most. {advice}".rstrip())
         return path.read_bytes().decode("utf-8-sig", errors)
+    except UserError:  # a ValueError too
+        raise
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}). {advice}".rstrip()) from e
     except UnicodeDecodeError as e:

@@ -9,6 +9,7 @@ B images, C classes, E feature size, M training images.
 import importlib
 import importlib.resources
 import inspect
+import math
 import numbers
 import reprlib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ import optax
 from vlmx import partition
 from vlmx.errors import UserError, unknown
 
+PRETRAINING = ("contrastive", "denoising")  # losses of configs/pretrain_*.py, in no recipe
 PHOTO = "a photo of a {}."  # the template of the methods that ignore the data set's own
 
 
@@ -99,6 +101,15 @@ class Method(NamedTuple):
     def untrained(self):
         """Whether there is nothing to train."""
         return self.init is no_init and not self.trains
+
+
+def check_number(name, value, least=-math.inf, most=math.inf, whole=True):
+    """Refuse, with a UserError, a hyper-parameter that is no (whole) number from `least` to `most`."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most and math.isfinite(value):
+        return
+    bounds = [f"{word} {bound:g}" for word, bound in (("from", least), ("to", most)) if math.isfinite(bound)]
+    raise UserError(f"{name} is a {'whole ' if whole else ''}number {' '.join(bounds)}".rstrip() + f"; got {value!r}.")
 
 
 def start(method, key, model, consts, support):
@@ -206,9 +217,10 @@ def _is_word_or_number(value):
 
 
 def names():
-    """The methods of the package: the files of vlmx/methods/."""
+    """The methods that a config can name: the files of vlmx/methods/ without the losses of pre-training."""
     folder = importlib.resources.files("vlmx.methods")
-    return sorted(f.name[:-3] for f in folder.iterdir() if f.name.endswith(".py") and f.name != "__init__.py")
+    files = (f.name[:-3] for f in folder.iterdir() if f.name.endswith(".py") and f.name != "__init__.py")
+    return sorted(name for name in files if name not in PRETRAINING)
 
 
 def image_features(model, batch):
@@ -223,6 +235,16 @@ def prompts(task, templates):
     pairs = [(name, t) for name in task.classnames for t in templates]
     texts = [t.replace("{}", name.replace("_", " ")) for name, t in pairs]  # other braces are text
     return texts, [f"class {name!r} in template {t!r}" for name, t in pairs]
+
+
+def check_room(name, n, model):
+    """UserError where n learned vectors, with the start and the end of a text, leave no place for a class name."""
+    context = model.config.text.context
+    if n > context - 3:
+        raise UserError(
+            f"{name}: {n} vectors do not fit: this model reads {context} tokens, of which the start, the end and at "
+            f"least one of the class name are taken; at most {context - 3} vectors are left."
+        )
 
 
 def cut(model, ids):

@@ -73,7 +73,7 @@ class Classifier:
                 f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
                 f"{', '.join(learnt)}."
             )
-        loaded = zoo.load(model or meta["model"], image_size=meta.get("image_size") or None)
+        loaded = zoo.load(model or meta["model"], **zoo.overrides(meta))
         if loaded.digest != meta["backbone"]:
             raise UserError(
                 f"{folder} was tuned on the backbone with SHA-256 {meta['backbone']}; {model or meta['model']} has "
@@ -102,7 +102,7 @@ class Classifier:
         self.says = tuple(self.shapes)
         self.folder, self.v, self.model, self.consts = folder, v, loaded.model, consts
         self.upright = meta.get("upright", False)
-        self.transform = functools.partial(transforms.center, size=size)
+        self.transform = transforms.for_tower(loaded.model.config)
 
     def __call__(self, images, batch=32):
         """Return the probabilities `(n, C)` float32 of images, NaN for those that cannot be read, and why: [Bad].
@@ -204,8 +204,10 @@ def _of_the_run(folder):
     if not isinstance(model, dict) or "name" not in model:
         return {}
     found = {"model": model["name"], "seed": config.get("seed")}
-    found |= {key: model.get(key) for key in ("image_size", "truncate", "start")}
-    found |= {"tower": tower.get("name"), "what": tower.get("what")} if isinstance(tower, dict) else {}
+    found |= zoo.overrides(model) | {key: model.get(key) for key in ("truncate", "start")}
+    if isinstance(tower, dict):
+        found |= {"tower": tower.get("name"), "what": tower.get("what")}
+        found |= {f"tower_{key}": value for key, value in zoo.overrides(tower).items()}
     found = {key: value for key, value in found.items() if value is not None}
     checkpoint.refuse_wrong_fields(path, found)
     return found
@@ -251,8 +253,9 @@ class Answerer:
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
             self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
-        self.clip = zoo.load(tower).model
-        self.transform = functools.partial(transforms.squash, size=self.clip.config.vision.image_size)
+        stated = {key: meta.get(f"tower_{key}") for key in zoo.STATED}
+        self.clip, self.what = zoo.load(tower, **stated).model, meta.get("what", "grid")
+        self.transform = transforms.whole_for_tower(self.clip.config)
         self.mesh = shard.make_mesh(devices=jax.devices()[:1])
 
     def task_of(self, text, images):
@@ -302,7 +305,7 @@ class Answerer:
             asked.append((number, Example("", names, rest)))
 
         def pixels(part):
-            return np.stack([self.transform(picture) for picture in self.pictures(*part)])
+            return map(self.transform, self.pictures(*part))
 
         batch = min(len(wanted), 32)
         features = dict(encode(self.clip, wanted, pixels, WHAT[self.what], batch, self.mesh))
@@ -329,12 +332,13 @@ class Answerer:
         return World(config, None, self.mesh, tasks, features, self.model, self.words, None), mix
 
     def pictures(self, video, refs):
-        """PIL images; of a video's file its frames, as many a second as were tuned on. Raises BadImage."""
+        """PIL images, one after the other; of a video's file its frames, as many a second as were tuned on. Raises
+        BadImage."""
         from vlmx.data import video as videos
 
         if video and len(refs) == 1 and isinstance(refs[0], str) and refs[0].lower().endswith(videos.VIDEOS):
-            return list(videos.frames(refs[0], videos.RATE))
-        return [transforms.decode(ref) for ref in refs]
+            return videos.frames(refs[0], videos.RATE)
+        return map(transforms.decode, refs)
 
 
 # -------------------------------------------------------------------- the command

@@ -52,6 +52,9 @@ def plan(args, fields=()):
     from vlmx import settings
 
     methods = [*recipes.RECIPES] if args.methods == "all" else words(args.methods)
+    for flag in ("configs", "methods"):
+        if not words(getattr(args, flag)):
+            raise UserError(f"--{flag}: expected at least one name; got {getattr(args, flag)!r}.")
     runs = {}
     for named in words(args.configs):
         path, _, given = named.partition(":")
@@ -59,6 +62,8 @@ def plan(args, fields=()):
         keys = [f"{key}={value}" for key, value in asked.items() if value]
         keys += [f"shots=({','.join(words(args.shots))},)"] if args.shots else []
         config = command.load(f"{path}:{','.join([*methods, *keys, *filter(None, [given])])}")
+        if config.get("family") != "classification":
+            raise UserError(f"--configs: {named} is no benchmark of classification, and a sweep is made of these.")
         for method in methods:
             settings.recipe_of(config, method)  # an unknown one is told before a field of its recipe is missed
         command.check_fields(config, fields)

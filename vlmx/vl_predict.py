@@ -50,7 +50,7 @@ def how_to_generate(task, own):
 def dressed(chosen, model, v, batch):
     """(the model, the Insert, visual tokens) of a batch's task, see variant.dressed."""
     model, into = variant.dressed(chosen, model, variant.pick(v["train"], batch["task"]), v["fixed"])
-    return model, into, model.visual(batch["features"])
+    return model, into, model.visual(batch["features"], batch.get("boxes"))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -10,11 +10,15 @@ at most so many tokens of input and of target, 0: as published; `options`, {task
 import functools
 from pathlib import Path
 
-from vlmx.data import image_text, own, scene_files, transforms, vl_features, vl_forms, vqav2
+from ml_collections import ConfigDict
+
+from vlmx.data import image_text, own, scene_files, transforms, vl_features, vl_files, vl_forms, vqav2
 from vlmx.data import video_text as videos
-from vlmx.data.video import RATE, VIDEOS, frames
+from vlmx.data.video import RATE, VIDEOS, frames, shrink
 from vlmx.data.vl import Task
-from vlmx.errors import UserError
+from vlmx.errors import UserError, unknown
+
+READERS = image_text.READERS | {name: functools.partial(videos.load, name) for name in vl_forms.VIDEO_TEXT}
 
 
 def load(name: str, data) -> Task:
@@ -25,11 +29,25 @@ def load(name: str, data) -> Task:
         family = "video" if name in vl_forms.VIDEO_TEXT else "image"
         scene_files.write(data["root"], family, scale=data["scenes"], workers=data.get("workers", 0))
     source = features(data, video=name in vl_forms.VIDEO_TEXT)
-    options = {"images": source, "bad": data.get("bad", "stop")} | dict((data.get("options") or {}).get(name, {}))
+    options = {"images": source, "bad": data.get("bad", "stop")} | options_of(name, data)
     if name in vl_forms.VIDEO_TEXT or name == "caption":
         options["java"] = data.get("java", True)
-    task = (videos if name in vl_forms.VIDEO_TEXT else image_text).load(name, data["root"], **options)
+    task = vl_files.load("task", READERS, name, data["root"], options)
+    if name in data.get("hidden", ()):
+        hidden(name, data)  # what is wrong with it is said now, not when the training is over
     return cut(task, data)
+
+
+def options_of(name, data):
+    """config.data.options of a task. UserError where these are not {task: {argument: value}}."""
+    options = data.get("options") or {}
+    options = options.to_dict() if isinstance(options, ConfigDict) else options
+    if not isinstance(options, dict) or not all(isinstance(o, dict) for o in options.values()):
+        raise UserError(f"data.options: expected {{task: {{argument: value}}}}, got {options!r}.")
+    for task in options:
+        if task not in vl_forms.FORMS:
+            raise unknown("task in data.options", task, vl_forms.FORMS)
+    return options.get(name, {})
 
 
 def cut(task, data):
@@ -40,11 +58,12 @@ def cut(task, data):
 
 def hidden(name: str, data):
     """The examples of the test part whose answers the leaderboard keeps. UserError for tasks without."""
+    checks = {"images": features(data, name in vl_forms.VIDEO_TEXT), "bad": data.get("bad", "stop")}
     if name in vl_forms.VIDEO_TEXT:
-        return videos.hidden(name, data["root"])
+        return videos.hidden(name, data["root"], **checks)
     if name != "vqa":
         raise UserError(f"data.hidden: {name} has no test whose answers are kept; its submission is of the test here")
-    return vqav2.hidden(data["root"])
+    return vqav2.hidden(data["root"], **checks)
 
 
 def features(data, video=False):
@@ -81,7 +100,7 @@ def shown(name: str, images, data) -> list:
     found = _files(pictures(data, video), video)
     try:
         if video:
-            return list(frames(found[images[0]], RATE))
+            return [shrink(frame) for frame in frames(found[images[0]], RATE)]
         return [transforms.decode(found[i]) for i in images]
     except (KeyError, transforms.BadImage, UserError):
         return []
