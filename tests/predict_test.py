@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -209,42 +210,52 @@ def test_a_variant_from_outside_runs_only_where_the_person_allows_it(variants, t
 @pytest.mark.parametrize(
     ("hyper", "problem"),
     [
-        ({"n_ctx": 10**9}, "hyper-parameter n_ctx of coop: expected a whole number from 0 to 1,000; got 1000000000"),
-        ({"n_ctx": -1}, "expected a whole number"),
-        ({"n_ctx": True}, "expected a whole number"),
-        ({"n_ctx": 2.0}, "expected a whole number"),
-        ({"n_ctx": [2]}, "expected a whole number"),
+        *(({"n_ctx": n}, "hyper-parameter n_ctx of coop: expected a whole number, at least 1 and at most 65,536; got")
+          for n in (10**9, -1, 0, True, 2.0, [2], None, "2")),
+        ({"n_ctx": 1000}, "n_ctx"),
         ({"csc": 1}, "hyper-parameter csc of coop: expected True or False"),
         ({"ctx_init": {"a": 1}}, "hyper-parameter ctx_init of coop: expected a text"),
-        ({"ctx_init": "x" * 10**6}, "hyper-parameter ctx_init of coop: expected a text"),
+        ({"ctx_init": "x " * 10**5}, "ctx_init|too long"),
         ({"n_context": 2}, "unknown hyper-parameter of coop 'n_context'. Did you mean 'n_ctx'"),
         ({"n_ctx": 3}, r"train/ctx: the file has \(2, 128\), the method needs \(3, 128\)"),
         ({"n_ctx": 2, "csc": True}, r"train/ctx: the file has \(2, 128\), the method needs \(3, 2, 128\)"),
     ],
-)
+)  # fmt: skip
 def test_hyper_parameters_of_a_checkpoint_are_bounded(tmp_path, hyper, problem):
     exported(tmp_path / "c", "coop", hyper=hyper)
-    with pytest.raises(UserError, match=problem):
+    with pytest.raises(UserError, match=problem) as error:
         predict.Classifier(tmp_path / "c")
+    assert len(str(error.value)) < 2000
 
 
 @pytest.mark.parametrize(
     ("name", "hyper", "problem"),
     [
         ("vpt", {"depth": -1}, "depth of vpt: expected a whole number"),
-        ("coop+ensemble", {"coop": [1]}, "hyper-parameters of coop: expected"),
-        (
-            "coop+ensemble",
-            {"coop": {"n_ctx": 2}, "ensemble": {"beta": "x"}},
-            "beta of ensemble: expected a finite number",
-        ),
-        ("clip_lora", {"dropout": float("nan")}, "dropout of clip_lora: expected a finite number"),
-        ("tip_adapter", {"search_step": [10**40, 3]}, "search_step of tip_adapter: expected a text"),
+        ("coop+ensemble", {"coop": {"n_ctx": 2}, "ensemble": {"beta": "x"}}, "beta of ensemble: expected a number"),
+        ("clip_lora", {"dropout": float("nan")}, "dropout of clip_lora: expected a number"),
+        ("tip_adapter", {"search_step": [10**40, 3]}, "search_step of tip_adapter: expected"),
+        ("single_adapter", {"trains": ["(a+)+$"]}, "trains of single_adapter: .*without groups that repeat"),
+        ("adapters", {"options": {"trains": ["(a|a)*"]}}, "options of adapters"),
     ],
 )
-def test_hyper_parameters_are_of_the_kind_of_their_defaults(name, hyper, problem):
+def test_hyper_parameters_of_a_checkpoint_obey_the_rules_of_a_config(name, hyper, problem):
     with pytest.raises(UserError, match=problem):
-        method.make(name, **hyper)
+        predict.refuse_wrong_hyper("c", name, hyper)
+
+
+def test_what_a_config_may_be_a_checkpoint_may_be():
+    predict.refuse_wrong_hyper("c", "tip_adapter", {"search_step": [0, 0], "k": 0, "alpha": 1})
+    predict.refuse_wrong_hyper("c", "my.method", {"n_ctx": "what it likes"})
+    for name, (file, hyper) in variant.PUBLISHED.items():
+        patterns = [variant.VISUAL, variant.NORMS, variant.BIASES, *variant.make(file, **hyper).trains]
+        predict.refuse_wrong_hyper("c", name, hyper | {"trains": patterns})
+
+
+def test_hyper_parameters_of_a_part_are_by_name(tmp_path):
+    exported(tmp_path / "c", "coop", method="coop+ensemble", hyper={"coop": [1]})
+    with pytest.raises(UserError, match="hyper-parameters of coop: expected"):
+        predict.Classifier(tmp_path / "c")
 
 
 def rewritten(folder, change):
@@ -394,6 +405,17 @@ def test_the_status_says_whether_any_image_could_be_read(tmp_path, pictures, cap
     out, err = capsys.readouterr()
     assert "bad.png: cannot be read: the file is empty" in out and "no image could be read" in err
     assert predict.main([*words, pictures[0]]) == 0
+
+
+def test_file_names_that_are_not_utf8_are_printed_and_written(tmp_path, pictures, capsys):
+    exported(tmp_path / "c", "coop")
+    folder = os.fsencode(tmp_path / "all")
+    os.mkdir(folder)
+    os.link(pictures[0], os.path.join(folder, b"caf\xe9.png"))
+    (row,) = run("--checkpoint", tmp_path / "c", "--image", tmp_path / "all")
+    assert "caf\\udce9.png\n  " in capsys.readouterr().out
+    run("--checkpoint", tmp_path / "c", "--image", tmp_path / "all", "--out", tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == row
 
 
 def test_what_a_classifier_takes(tmp_path, pictures):

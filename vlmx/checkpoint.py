@@ -245,7 +245,7 @@ def _shape_and_kind(array):
 
 # -------------------------------------------------------------------- what an exported folder may hold
 LETTERS = 10_000  # of a name or a template
-ABOUT = 2**26  # bytes of tuned.json
+ABOUT = 2**23  # bytes of tuned.json
 
 
 def is_text(value):

@@ -20,6 +20,7 @@ import functools
 import json
 import os
 import re
+import reprlib
 import sys
 from collections import Counter
 from pathlib import Path
@@ -30,7 +31,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vlmx import checkpoint, files, partition, shard, variant
+from vlmx import checkpoint, fields, files, partition, shard, variant
 from vlmx import method as methods
 from vlmx.data import image_files, pipeline, transforms
 from vlmx.data.task import Split
@@ -66,6 +67,7 @@ class Classifier:
         learnt, self.classes = tuple(meta["classes"]), classes or tuple(meta["classes"])
         if twice := [c for c in dict.fromkeys(self.classes) if self.classes.count(c) > 1]:
             raise UserError(f"the class {twice[0]!r} is named twice; each name is one class.")
+        refuse_wrong_hyper(folder, name, meta["hyper"])
         with _fitting(folder):
             method = methods.make(name, **meta["hyper"])
         if self.classes != learnt and not method.carries and (odd := [c for c in self.classes if c not in learnt]):
@@ -150,6 +152,16 @@ def _outputs(apply, v, model, consts, images):
 def _whole(tree, like):
     """Nested dicts as deep as `like`, with None for what `tree` does not hold of it."""
     return {k: _whole(tree.get(k, {}), v) if isinstance(v, dict) else tree.get(k) for k, v in like.items()}
+
+
+def refuse_wrong_hyper(folder, name, hyper):
+    """UserError for a hyper-parameter out of tuned.json that is not what the same field of a config may be."""
+    for part, values in hyper.items() if "+" in name else [(name, hyper)]:
+        rules = fields.HYPER if "." not in part and isinstance(values, dict) else {}  # a module's own are its business
+        for key, rule in rules.items():
+            if key in values and not rule.valid(values[key]):
+                where = f"{folder}/tuned.json: hyper-parameter {key} of {part}"
+                raise UserError(f"{where}: expected {rule.expected}; got {reprlib.repr(values[key])}.")
 
 
 @contextlib.contextmanager
@@ -238,6 +250,7 @@ class Answerer:
         self.what = meta.get("what", "grid")
         if self.what not in WHAT:
             raise unknown(f"value of tower.what in the config.json above {folder}:", self.what, WHAT)
+        refuse_wrong_hyper(folder, meta["variant"], meta["hyper"])
         with _fitting(folder):
             self.chosen, visual = variant.make(meta["variant"], **meta["hyper"]), Visual(**meta["visual"])
             loaded = zoo.load_seq(model, visual=visual, seed=meta.get("seed", 0))
@@ -472,9 +485,9 @@ def _lines_of(args):
 
 def told(row):
     """A row of the answer for people."""
-    name = " ".join([row["image"]] if isinstance(row["image"], str) else row["image"])
+    name = image_files.printable(" ".join([row["image"]] if isinstance(row["image"], str) else row["image"]))
     if "error" in row:
-        return f"{name}: cannot be read: {row['error']}"
+        return f"{name}: cannot be read: {image_files.printable(row['error'])}"
     if "answer" in row:
         return f"{name}: {row['answer']}"
     return "\n".join([name, *(f"  {100 * p:5.1f} %  {c}" for c, p in row["classes"].items())])
@@ -500,11 +513,11 @@ def run(args):
         raise UserError(f"{folder} is of {meta['method']}, which classifies pictures one by one: without --text.")
     rows = list((answer if seq else classify)(args, requests, classes))
     lines = [json.dumps(row, ensure_ascii=False) if args.jsonl or args.out else told(row) for row in rows]
-    lines = [image_files.printable(line) for line in lines]  # names that are not UTF-8
+    text = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")  # of names that are not UTF-8
     if args.out:
-        files.write(args.out, "".join(line + "\n" for line in lines))
+        files.write(args.out, text)
     else:
-        print("\n".join(lines), flush=True)
+        print(text.decode(), end="", flush=True)
     return rows
 
 

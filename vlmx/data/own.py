@@ -384,7 +384,7 @@ def _numbered_rows(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[str]) -> Entry:
     where = f"{printable(file)}, line {line}"
     values = dict(zip(columns, map(str.strip, row)))
-    path, label = values.get("path"), normalize_name(values.get("label", ""))
+    path, label = values.get("path"), normalize_name(files.plain_cell(values.get("label", "")))
     if len(row) != len(columns) or not path or not label:
         raise UserError(
             f"{where}: expected {len(columns)} values with a path and a label (quote a value with a comma)."
@@ -444,7 +444,9 @@ def _csv(parts: dict[str, list[Item]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "label", "split"))
-    writer.writerows((path, c, part) for part in PARTS for path, _, c in parts[part])
+    cell = files.csv_cell  # where a path looks like a formula, ./ in front of it makes the same path
+    rows = [(path, c, part) for part in PARTS for path, _, c in parts[part]]
+    writer.writerows((path if cell(path) == path else f"./{path}", cell(c), part) for path, c, part in rows)
     return text.getvalue()
 
 
