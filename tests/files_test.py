@@ -1,10 +1,13 @@
 """Reading json from a person's disk: the content, or one sentence with the file."""
 
+import csv
 import os
 
 import pytest
+from PIL import Image
 
-from vlmx import files
+from vlmx import files, tables
+from vlmx.data import own
 from vlmx.errors import UserError
 
 
@@ -61,3 +64,44 @@ def test_whole_json_is_read(tmp_path):
     assert files.read_json(path) == {"name": "café"}
     path.write_text("[1]")
     assert files.read_json(path, kind=list) == [1] and files.read_json(path, kind=(list, dict)) == [1]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "=cmd|' /C calc'!A0"])
+def test_no_text_of_a_table_is_a_formula(text):
+    assert files.csv_cell(text) == "'" + text and files.plain_cell("'" + text) == text
+
+
+@pytest.mark.parametrize("value", [-1, -1.5, 0, 2.5, "coop", "a=b", "", "'quoted'", None])
+def test_numbers_and_other_texts_of_a_table_stay_what_they_are(value):
+    assert files.csv_cell(value) == value and (not isinstance(value, str) or files.plain_cell(value) == value)
+
+
+def test_results_of_runs_hold_no_formula():
+    cell = {"benchmark": "=HYPERLINK(1)", "backbone": "@x", "protocol": "few_shot", "shots": -1, "method": "+a"}
+    metrics = {"-metric": -1.5}
+    cell |= {"seeds": [{"seed": 1, "metrics": metrics}], "trained_params": 3, "seconds": 1.0}
+    _, row = csv.reader(tables.table_csv([cell]).splitlines())
+    assert row == ["'=HYPERLINK(1)", "'@x", "few_shot", "-1", "'+a", "1", "'-metric", "-1.5", "3", "1.0"]
+
+
+def test_names_of_classes_and_images_in_splits_are_no_formulas_and_are_read_back(tmp_path):
+    for name in ("=1+1", "-x"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (8, 8), (50 * i, 9, 9)).save(tmp_path / name / f"{i}.png")
+    made = own.folder({"name": "folder", "root": str(tmp_path)}, tmp_path / "work")
+    rows = list(csv.reader((tmp_path / "work/splits.csv").read_text().splitlines()))[1:]
+    assert len(rows) == 10 and not any(cell.startswith(files.FORMULA) for row in rows for cell in row)
+    again = own.table(
+        {"name": "csv", "root": str(tmp_path), "file": str(tmp_path / "work/splits.csv")}, tmp_path / "more"
+    )
+    assert again.classnames == made.classnames == ("-x", "=1+1")
+    assert again.train.labels.tolist() == made.train.labels.tolist()
+
+
+def test_a_folder_in_place_of_a_file_that_is_written_is_an_error_for_a_person(tmp_path):
+    (tmp_path / "few_shot").write_text("x")
+    (tmp_path / "results.json").mkdir()
+    for path in ("few_shot/seed_1.json", "results.json"):
+        with pytest.raises(UserError, match="cannot be written"):
+            files.write_json(tmp_path / path, {})

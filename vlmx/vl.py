@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vlmx import features, fields, logs, report, settings, shard, variant, vl_examples, vl_report, vl_submit
+from vlmx import checkpoint, features, fields, logs, report, settings, shard, variant, vl_examples, vl_report, vl_submit
 from vlmx.data import transforms, vl, vl_features
 from vlmx.data.task import Split
 from vlmx.errors import UserError
@@ -202,6 +202,8 @@ def cell(world, name, chosen):
         say(f"{name}: finished before")
         advice = "Remove it and run the same command: the variant is tested again."
         saved = read_json(folder / "result.json", advice, {"run": dict, "examples": [dict]})
+        asked = {"training": settings.training(config, config.recipe[name])}
+        checkpoint.refuse_other(folder, {k: saved[k] for k in asked if k in saved}, asked)
         return saved["run"], saved["examples"]
     began, recipe = time.monotonic(), config.recipe[name]
     trained, total, lines = variant.summary(chosen, world.model, len(world.tasks))
@@ -238,7 +240,8 @@ def cell(world, name, chosen):
     }
     variant.save(folder / "tuned", v, world.backbone, config.tasks, about)
     if logs.first_process():
-        write_json(folder / "result.json", {"run": result, "examples": shown})
+        training = settings.training(config, recipe)
+        write_json(folder / "result.json", {"run": result, "examples": shown, "training": training})
     say(f"{name}: " + "; ".join(f"{k} {told(m.get('test') or m.get('val') or {})}" for k, m in metrics.items()))
     return result, shown
 
