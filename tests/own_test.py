@@ -213,7 +213,10 @@ def test_numbers_are_sorted_by_value(tmp_path):
     assert all(
         got.classnames[label] == f"name {f.split('/')[0]}" for f, label in zip(got.train.names, got.train.labels)
     )
-    assert own.sort_classes({"b", "10", "9.5", "a", "1" * 5000}, "x") == ("9.5", "10", "1" * 5000, "a", "b")
+    assert own.sort_classes({"b", "10", "9.5", "nan", "1" * 5000}, "x") == ("9.5", "10", "1" * 5000, "b", "nan")
+    for same in ("01", "1.0", "+1", "1.", "1e0", "\uff11"):
+        with pytest.raises(UserError, match="are the same number, written in two ways"):
+            own.sort_classes({"1", same}, "x")
 
 
 def test_every_file_that_is_an_image_is_read_and_all_others_are_counted(tmp_path):

@@ -115,6 +115,7 @@ def find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
     classes = {part: {class_name(c) for c in _folders(root / f)} for part, f in parts.items()}
     others = {n: len(list_images(root / n, Counter())) for n in names if n not in named.values()}
     listed = ", ".join(map(repr, parts.values()))
+    images_beside = [n for n, count in others.items() if count]
     if not any(classes.values()):  # images without class folders
         if len(parts) > 1:
             raise UserError(
@@ -127,7 +128,6 @@ def find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
             f"{printable(root)}: {listed} look like splits, but none is a train folder with class folders. Name the "
             f"folder of the training images train; or, if these are classes, rename them.\n{LAYOUT}"
         )
-    images_beside = [n for n, count in others.items() if count]
     if images_beside and not any(classes["train"] & c for part, c in classes.items() if part != "train"):
         raise UserError(
             f"{printable(root)}: is {parts['train']!r} a split or a class? It holds folders "
@@ -139,33 +139,33 @@ def find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
     if any(f.lower() not in (*PARTS, *ALSO) for f in parts.values()):
         notes += [f"read as splits: {', '.join(f'{f!r} as {part}' for part, f in parts.items())}"]
     if others:
-        found = ", ".join(f"{n!r} ({count} images)" for n, count in list(others.items())[:5])
-        notes += [f"left out, folders beside the splits: {found}{' ...' if len(others) > 5 else ''}"]
+        counts = ", ".join(f"{n!r} ({count} images)" for n, count in list(others.items())[:5])
+        notes += [f"left out, folders beside the splits: {counts}{' ...' if len(others) > 5 else ''}"]
     return parts, notes
 
 
 def _split_folders(root: Path, names: list[str]) -> dict[str, str]:
-    """Return {split: folder} of the folders whose names say that they are splits: `train`, or several names that differ
-    in this word alone, such as seg_train and seg_test."""
+    """Return {split: folder} for names that say so: `train`, or several that differ in this word alone (seg_train and
+    seg_test)."""
     patterns = {}
     for name in names:
         words = list(SPLIT_WORD.finditer(name.lower()))
         if len(words) == 1:
             pattern = name.lower()[: words[0].start()], name.lower()[words[0].end() :]
             patterns.setdefault(pattern, []).append((_part(words[0][1]), name))
-    several = [found for found in patterns.values() if len({part for part, _ in found}) > 1]
+    groups = [pairs for pairs in patterns.values() if len({part for part, _ in pairs}) > 1]
     if ("", "") in patterns:
-        several = [patterns["", ""]]
-    if not several:
+        groups = [patterns["", ""]]
+    if not groups:
         return {}
-    named = dict(several[0])
-    if len(several) > 1 or len(named) < len(several[0]):
-        listed = ", ".join(repr(name) for found in several for _, name in found)
+    splits = dict(groups[0])
+    if len(groups) > 1 or len(splits) < len(groups[0]):
+        listed = ", ".join(repr(name) for pairs in groups for _, name in pairs)
         raise UserError(
             f"{printable(root)}: {listed} look like splits, but two of them are the same one. Keep one folder for each "
             f"of train, val and test.\n{LAYOUT}"
         )
-    return named
+    return splits
 
 
 def _unwrap(path: Path, name: str) -> str:
@@ -186,7 +186,7 @@ def _nested_alike(root: Path, names: list[str]) -> list[str]:
     if len(names) < 2:
         return []
     splits = [set(_split_folders(root / name, folders).values()) for name, folders in zip(names, inner)]
-    if all(len(found) > 1 and found == set(folders) for found, folders in zip(splits, inner)):
+    if all(len(s) > 1 and s == set(folders) for s, folders in zip(splits, inner)):
         raise UserError(
             f"{printable(root)}: each class folder holds splits ({', '.join(inner[0])}). Turn them round: "
             f"ROOT/{inner[0][0]}/CLASS instead of ROOT/CLASS/{inner[0][0]}."
@@ -237,7 +237,8 @@ def sort_classes(names: Iterable[str], source: str | os.PathLike) -> tuple[str, 
     Raises:
         UserError: two names are one number, written in two ways.
     """
-    values = {name: Decimal(name) for name in names if re.fullmatch(r"[+-]?\d+(\.\d+)?", name)}
+    number = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)  # Decimal also reads "nan" and "1_0"
+    values = {name: Decimal(name) for name in names if number.fullmatch(name)}
     first = {}
     for name, value in sorted(values.items()):
         if first.setdefault(value, name) != name:
