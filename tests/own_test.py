@@ -162,6 +162,10 @@ def tree(root, *names, n=4):
             ("train", "bus"),
             ("bus", "train"), [4, 2, 2], "the folder 'train' is read as a class, as it holds no class folders",
         ),
+        (
+            ("train_data/a", "train_data/b", "test1/a", "test1/b"),
+            ("a", "b"), [6, 2, 8], "read as splits: 'test1' as test, 'train_data' as train",
+        ),
         (("bullet train", "steam train", "test tube"), ("bullet train", "steam train", "test tube"), [6, 3, 3], None),
         (
             ("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"), ("fold1", "fold2"), [8, 4, 4],
@@ -184,6 +188,8 @@ def test_what_was_understood_is_said(tmp_path, names, classes, counts, note):
         (("val/a", "val/b", "test/a", "test/b"), "'test', 'val' look like splits, but none is a train folder"),
         (("bus", "car", "train/freight", "train/passenger"), "is 'train' a split or a class.*'freight', 'passenger'"),
         (("train", "test"), "'test', 'train' look like splits, but hold no class folders"),
+        (("train", "test1"), "'test1', 'train' look like splits, but hold no class folders"),
+        (("a", "b", " "), "a class folder is called ' '; rename it"),
         (("train/a", "train/b", "Train/a"), "'Train', 'train' look like splits, but two of them are the same one"),
         (("train/a", "train/b", "training/a"), "two of them are the same one"),
         (("images_train/a", "images_test/a", "masks_train/a", "masks_test/a"), "two of them are the same one"),

@@ -72,6 +72,8 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
         _class_folders(above, left_out)  # only for what lies beside the splits
     folders = {part: _class_folders(root / f, left_out) for part, f in parts.items()}
     classes = sort_classes(folders["train"], root)
+    if unnamed := [c for c in classes if not is_name(c)]:
+        raise UserError(f"{printable(root / parts['train'])}: a class folder is called {unnamed[0]!r}; rename it.")
     _refuse_classes_without_training(root, parts, folders, classes)
     entries = [
         Entry(os.path.join(f, name, path), c, part, "")
@@ -145,14 +147,17 @@ def find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _split_folders(root: Path, names: list[str]) -> dict[str, str]:
-    """Return {split: folder} for names that say so: `train`, or several that differ in this word alone (seg_train and
-    seg_test)."""
+    """Return {split: folder} for names that say so: `train`, several that differ in this word alone (seg_train and
+    seg_test), or one for each split and nothing else (train_data and test1)."""
     patterns = {}
     for name in names:
         words = list(SPLIT_WORD.finditer(name.lower()))
         if len(words) == 1:
             pattern = name.lower()[: words[0].start()], name.lower()[words[0].end() :]
             patterns.setdefault(pattern, []).append((_part(words[0][1]), name))
+    splits = {part: name for pairs in patterns.values() for part, name in pairs}
+    if len(splits) == len(names) > 1:
+        return splits
     groups = [pairs for pairs in patterns.values() if len({part for part, _ in pairs}) > 1]
     if ("", "") in patterns:
         groups = [patterns["", ""]]
@@ -266,7 +271,9 @@ def _refuse_layout(root: Path, parts, classes, empty, left_out: Counter) -> None
         if parts["train"]:
             raise UserError(f"{printable(below)} holds one folder, of {len(inner)}: move what is in {there} up to it.")
         raise UserError(f"{printable(root)} holds one folder, of {len(inner)}: did you mean data.root={there}?")
-    what = f"no images in {', '.join(empty[:5])}" if empty else f"{len(classes)} class folders, at least 2 are needed"
+    what = f"{len(classes)} class folders, at least 2 are needed"
+    if empty:
+        what = f"no images in {', '.join(map(printable, empty[:5]))}"
     raise UserError("\n".join([f"{printable(below)}: {what}.", *describe_left_out(root, left_out), LAYOUT]))
 
 
