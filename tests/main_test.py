@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from configs import recipes
+from vlmx import main, method, variant
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -22,6 +25,26 @@ def test_list_shows_benchmarks_and_methods():
     assert out.returncode == 0
     for word in ("digits", "imagenet_a", "folder", "zero_shot", "linear_probe", "coop", "arXiv 2109.01134"):
         assert word in out.stdout
+
+
+def test_list_offers_only_what_can_be_run(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    for name, text in (
+        ("whole", '"""Whole."""\n'),
+        ("broken", "import no_such_module\n"),
+        ("cut", "def get_config(:\n"),
+    ):
+        body = "def get_config(arg=None):\n    return __import__('ml_collections').ConfigDict()\n"
+        (tmp_path / f"configs/{name}.py").write_text(text + body)
+    monkeypatch.chdir(tmp_path)
+    lines = main.listing().splitlines()
+    configs = lines[1 : lines.index("methods (vlmx/methods/*.py):")]
+    assert configs == ["  whole                Whole."]
+    offered = {line.split()[0] for line in lines if line.startswith("  ")}
+    assert offered - {"whole"} == {*method.names(), *variant.PUBLISHED}
+    assert set(recipes.RECIPES) <= offered and not offered & {"denoising", "contrastive", "adapter"}
+    monkeypatch.chdir(tmp_path / "configs")
+    assert f"none in {tmp_path / 'configs/configs'}: start where configs/ is" in main.listing()
 
 
 def test_help_shows_the_flags():

@@ -550,7 +550,7 @@ def test_class_names_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.json", '{"n02": "a",\n}', "x.json: no whole json .*line 2"),
+        ("x.json", '{"n02": "a",\n}', "x.json: no valid json .*line 2"),
         ("x.json", '["a"]', "1 names for 2 classes"),
         ("x.txt", "n01 a\nn02", "x.txt, entry 2: expected `folder<tab>class name`"),
         ("x.txt", "n03 a", "there is no class 'n03' to rename. Did you mean 'n0"),

@@ -95,7 +95,7 @@ def list_folder(folder: str | os.PathLike, left_out: Counter) -> tuple[list[str]
     return sorted(folders), sorted(files)
 
 
-def list_images(folder: str | os.PathLike, left_out: Counter) -> list[str]:
+def list_images(folder: str | os.PathLike, left_out: Counter, select: Callable | None = None) -> list[str]:
     """Return the images in a folder and in all folders inside it: paths below it, sorted, folder by folder.
 
     Each folder is entered once, however many links lead to it, and never a folder that contains `folder`.
@@ -103,7 +103,9 @@ def list_images(folder: str | os.PathLike, left_out: Counter) -> list[str]:
     Args:
         folder: its path.
         left_out: counts the files that are not read as images, by ending, and all else that is left out.
+        select: what decides which files count, in place of `select_images`.
     """
+    select = select or select_images
     container = os.path.realpath(os.path.dirname(os.path.abspath(folder)))
     entered = {file_id(container)}
     while container != (container := os.path.dirname(container)):
@@ -117,7 +119,7 @@ def list_images(folder: str | os.PathLike, left_out: Counter) -> list[str]:
             continue
         entered.add(file_id(here))
         folders, files = list_folder(here, left_out)
-        images += [os.path.join(below, f) for f in select_images(here, files, left_out)]
+        images += [os.path.join(below, f) for f in select(here, files, left_out)]
         waiting += [os.path.join(below, f) for f in reversed(folders)]
     return images
 
