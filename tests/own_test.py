@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vlmx import features, files, method, world
+from vlmx import features, files, method, settings, world
 from vlmx.data import fewshot, image_files, own, task, tokenizer
 from vlmx.errors import UserError
 
@@ -325,6 +325,8 @@ def test_names_that_are_no_utf8_work(tmp_path):
     read = load(tmp_path, name="csv", file=tmp_path / "work/splits.csv")  # with the bytes of the names as they are
     assert [list(s.names) for s in read[3:6]] == [list(s.names) for s in got[3:6]]
     assert [s.labels.tolist() for s in read[3:6]] == [s.labels.tolist() for s in got[3:6]]
+    with pytest.raises(UserError, match="the name is not UTF-8, where no checkpoint can be written"):
+        settings.finished(None, Path("caf\udce9"))
     again = load(tmp_path)  # the same splits.csv
     assert len(np.unique(features.identities(again.train)[0], axis=0)) == len(again.train.labels)
     files.write_json(tmp_path / "list.json", list(got.train.names))

@@ -144,9 +144,10 @@ def select_images(folder: str, files: Iterable[str], left_out: Counter) -> list[
 
 def describe_left_out(root: str | os.PathLike, left_out: Counter) -> list[str]:
     """Return a note that counts what was left out below `root`, or no note."""
-    counts = [f"{what}: {n}" for what, n in left_out.most_common(20)]
-    if rest := left_out.total() - sum(n for _, n in left_out.most_common(20)):
-        counts.append(f"others: {rest}")
+    ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    counts = [f"{what}: {n}" for what, n in ranked[:20]]
+    if len(ranked) > 20:
+        counts.append(f"others: {sum(n for _, n in ranked[20:])}")
     return [f"left out below {printable(root)}: {'; '.join(counts)}"] if counts else []
 
 
@@ -216,9 +217,14 @@ def printable(text: str | os.PathLike) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(text))
 
 
-def is_name(text: object) -> bool:
-    """Return whether a value is a text of one line that can name a class: not blank, and valid Unicode."""
-    return isinstance(text, str) and bool(text.strip()) and not re.search("[\0\r\n\ud800-\udfff]", text)
+def is_text(value: object) -> bool:
+    """Return whether a value is a text without surrogates, which stand for bytes that are not UTF-8."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def is_name(value: object) -> bool:
+    """Return whether a value is a text of one line that can name a class."""
+    return is_text(value) and bool(value.strip()) and not re.search("[\0\r\n]", value)
 
 
 def normalize_name(name: str) -> str:

@@ -27,6 +27,7 @@ from vlmx.data.image_files import (
     find_file,
     is_image,
     is_name,
+    is_text,
     list_folder,
     list_images,
     normalize_name,
@@ -68,7 +69,7 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
         return _from_split_file(data, root, workdir)
     parts, notes = find_splits(root)
     left_out = Counter()
-    for above in {root / p for f in parts.values() if f for p in Path(f).parents}:
+    for above in dict.fromkeys(root / p for f in parts.values() if f for p in Path(f).parents):
         _class_folders(above, left_out)  # only for what lies beside the splits
     folders = {part: _class_folders(root / f, left_out) for part, f in parts.items()}
     classes = sort_classes(folders["train"], root)
@@ -91,7 +92,7 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
     if len(classes) < 2 or empty:
         _refuse_layout(root, parts, classes, empty, left_out)
     notes += [f"the name of the folder {f!r} is not UTF-8; it is read as Latin-1: class {c!r}"
-              for c, names in folders["train"].items() for f in names if not _is_text(f)]  # fmt: skip
+              for c, names in folders["train"].items() for f in names if not is_text(f)]  # fmt: skip
     notes += describe_left_out(root, left_out)
     return _dataset("folder", root, classes, entries, workdir, notes)
 
@@ -224,16 +225,7 @@ def _class_folders(path: Path, left_out: Counter) -> dict[str, list[str]]:
 
 def class_name(folder: str) -> str:
     """Return the name of a class folder as text: NFC, and bytes that are not UTF-8 as Latin-1."""
-    return normalize_name(folder if _is_text(folder) else os.fsencode(folder).decode("latin-1"))
-
-
-def _is_text(text: str) -> bool:
-    """Return whether a text has no surrogates, which stand for bytes that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return normalize_name(folder if is_text(folder) else os.fsencode(folder).decode("latin-1"))
 
 
 def sort_classes(names: Iterable[str], source: str | os.PathLike) -> tuple[str, ...]:
@@ -351,7 +343,7 @@ def _rows(file: Path, root: Path, text: str, bad_images: str) -> tuple[list[Entr
     rows = _numbered_rows(file, text)
     line, columns = next(rows, (1, []))
     columns = [c.strip() for c in columns]
-    if not _is_text("".join(columns)):
+    if not is_text("".join(columns)):
         raise UserError(f"{printable(file)}: not UTF-8 text (line {line}); save the table as UTF-8.")
     if not {"path", "label"} <= set(columns):
         raise UserError(
@@ -400,7 +392,7 @@ def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[s
     if longest := max((v for v in (path, label) if len(v) > 4096), key=len, default=""):
         raise UserError(f"{where}: {longest[:80]!r} ... has {len(longest)} characters. Is a quote not closed?")
     spelling = find_file(root, path)
-    if not _is_text(label) or spelling is None and not _is_text(path):
+    if not is_text(label) or spelling is None and not is_text(path):
         raise UserError(f"{printable(file)}: not UTF-8 text (line {line}); save the table as UTF-8.")
     if not is_name(label):
         raise UserError(f"{where}: the label {label[:80]!r} goes over several lines or holds a null character.")
