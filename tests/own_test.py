@@ -228,9 +228,11 @@ def test_numbers_are_sorted_by_value(tmp_path):
 def test_every_file_that_is_an_image_is_read_and_all_others_are_counted(tmp_path):
     tree(tmp_path / "data", "a", "b", n=2)
     a = tmp_path / "data/a"
-    for name, form in (("1.jfif", "JPEG"), ("2.avif", "AVIF"), ("3", "PNG"), ("4.JPG", "JPEG"), ("5.img", "WEBP")):
+    forms = {"1.jfif": "JPEG", "2.avif": "AVIF", "3": "PNG", "4.JPG": "JPEG", "5.img": "WEBP", "6.pcx": "PCX"}
+    for name, form in forms.items():
         image(a / name, form)
-    image(a / "6.dng", "TIFF")
+    image(a / "7.dng", "TIFF")
+    image(a / "8.eps", "EPS")
     write(a / "P5 text", "P5 is no image")
     write(a / "empty", "")
     os.mkfifo(a / "pipe")
@@ -241,10 +243,11 @@ def test_every_file_that_is_an_image_is_read_and_all_others_are_counted(tmp_path
     write(a / "Thumbs.db", "")
     got = load(tmp_path)
     listed = sorted(n for s in got[3:6] for n in s.names if n.startswith("a/"))
-    assert listed == ["a/00.jpg", "a/01.jpg", *(f"a/{n}" for n in ("1.jfif", "2.avif", "3", "4.JPG", "5.img"))]
+    assert listed == ["a/00.jpg", "a/01.jpg", *(f"a/{n}" for n in forms)]
     assert got.notes[1] == (
         f"left out below {tmp_path / 'data'}: hidden or system files and folders: 6; "
-        "files that are not read as images (no ending): 5; files that are not read as images (.dng): 1"
+        "files that are not read as images (no ending): 5; files that are not read as images (.dng): 1; "
+        "files that are not read as images (.eps): 1"
     )
 
 

@@ -18,15 +18,22 @@ IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".jp2", ".j2k", ".tga", ".qoi"),
 )
-# Formats that begin with bytes of their own and that PIL decodes by itself (EPS would start another program).
+# Formats that no other file is taken for: they begin with bytes of their own.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "QOI", "ICO", "PSD")
+NOT_DECODED = (
+    "EPS",
+    "WMF",
+    "PDF",
+    "MPEG",
+    "HDF5",
+    "GRIB",
+    "BUFR",
+)  # PIL knows the endings, but decodes none
 RAW = (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2", ".srw", ".orf", ".rw2", ".pef")  # TIFF, but a preview
 SYSTEM = (
     *("@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information"),
     *("lost+found", "__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
 )
-
-
 LOOPS = "links to a folder that is read already"
 
 
@@ -55,9 +62,11 @@ def is_image(path: str) -> bool:
         if ending in RAW or not stat.S_ISREG(s.st_mode) or not s.st_size:
             return False
         Image.init()
+        named = Image.registered_extensions().get(ending)
+        formats = [f for f in (*FORMATS, named) if f in Image.OPEN and f not in NOT_DECODED]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]):
+            with Image.open(path, formats=formats):
                 return True
     except Image.DecompressionBombError:
         return True
@@ -89,7 +98,7 @@ def list_folder(folder: str | os.PathLike, left_out: Counter) -> tuple[list[str]
                 (folders if is_folder else files).append(entry.name)
     except OSError as e:
         raise UserError(
-            f"the folder {os.fspath(folder)!r} cannot be listed ({e.strerror}), so its images would be missing. "
+            f"the folder {printable(folder)} cannot be listed ({e.strerror}), so its images would be missing. "
             "Make it readable, or move it away."
         ) from e
     return sorted(folders), sorted(files)
