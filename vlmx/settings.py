@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vlmx import fields, optim, shard
 from vlmx import method as methods
 from vlmx.data import protocols, task
+from vlmx.data.image_files import is_text, printable
 from vlmx.errors import UserError, unknown
 from vlmx.files import read_json, write_json
 
@@ -240,6 +241,8 @@ def finished(config, workdir, write=True):
     A workdir of another config is refused, but for what is `FREE`; methods, protocols and, of several, numbers of shots
     that are there already stay.
     """
+    if not is_text(str(workdir)):  # orbax would fail there, after the training
+        raise UserError(f"--workdir={printable(workdir)}: the name is not UTF-8, where no checkpoint can be written.")
     path = workdir / "config.json"
     asked, saved = plain(config), None
     if path.exists():
