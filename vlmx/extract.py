@@ -27,7 +27,7 @@ import h5py
 import jax
 import numpy as np
 
-from vlmx import files, shard
+from vlmx import fields, files, shard
 from vlmx.data import image_files, task, transforms, video
 from vlmx.errors import UserError
 from vlmx.logs import progress, say
@@ -391,8 +391,11 @@ def arguments(argv):
     i, _, n = args.share.partition("/")
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         parser.error(f"--share {args.share}: expected i/n with i from 0 to n - 1")
-    if not 0.001 <= args.rate <= 1000 or args.batch < 1 or args.size < 0:
-        parser.error("expected a --rate from 0.001 to 1000 frames a second, a positive --batch and --size")
+    rules = {"rate": fields.number(0.001, 1000), "batch": fields.SIZE, "size": fields.integer(0, 8192)}
+    rules["model"] = fields.NAME
+    for name, rule in rules.items():
+        if not rule.valid(getattr(args, name)):
+            parser.error(f"--{name}: expected {rule.expected}; got {getattr(args, name)!r}")
     return args
 
 

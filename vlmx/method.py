@@ -23,6 +23,7 @@ import optax
 from vlmx import partition
 from vlmx.errors import UserError, unknown
 
+PRETRAINING = ("contrastive", "denoising")  # losses of configs/pretrain_*.py, in no recipe
 PHOTO = "a photo of a {}."  # the template of the methods that ignore the data set's own
 
 
@@ -216,9 +217,10 @@ def _is_word_or_number(value):
 
 
 def names():
-    """The methods of the package: the files of vlmx/methods/."""
+    """The methods that a config can name: the files of vlmx/methods/ without the losses of pre-training."""
     folder = importlib.resources.files("vlmx.methods")
-    return sorted(f.name[:-3] for f in folder.iterdir() if f.name.endswith(".py") and f.name != "__init__.py")
+    files = (f.name[:-3] for f in folder.iterdir() if f.name.endswith(".py") and f.name != "__init__.py")
+    return sorted(name for name in files if name not in PRETRAINING)
 
 
 def image_features(model, batch):

@@ -5,7 +5,6 @@
 
 import dataclasses
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +13,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vlmx import features, logs, report, settings, shard, variant, vl_examples, vl_report, vl_submit
+from vlmx import features, fields, logs, report, settings, shard, variant, vl_examples, vl_report, vl_submit
 from vlmx.data import transforms, vl, vl_features
 from vlmx.data.task import Split
-from vlmx.errors import UserError, unknown
-from vlmx.files import write_json
+from vlmx.errors import UserError
+from vlmx.files import read_json, write_json
 from vlmx.logs import say
 from vlmx.models import zoo
 from vlmx.models.clip import Clip
@@ -87,6 +86,7 @@ def run(config, workdir):
                 **{f"n_{part}": len(getattr(t, part)) for part in ("train", "val", "test")},
                 "metric": next(iter(baselines[t.name]["test"])),
                 "baseline": baselines[t.name],
+                "explained": dict(t.explained),
                 "notes": list(t.notes),
             }
             for t in tasks
@@ -104,17 +104,24 @@ def run(config, workdir):
 
 
 def check(config):
-    """What can be found wrong in a config before data or weights are read; {name: Variant}."""
-    for field in ("dtype", "param_dtype"):
-        if config.model[field] not in ("float32", "bfloat16"):
-            raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))
-    if config.nonfinite not in ("stop", "skip"):
-        raise unknown("value of nonfinite", config.nonfinite, ("stop", "skip"))
-    for name in config.tasks:
+    """Return {name: Variant} of a config, everything checked that can be before data or weights are read.
+
+    Raises:
+        UserError: a field that is missing, unknown or not as vlmx/fields.py says, or fields that do not go together.
+    """
+    fields.check(config)
+    for name in (*config.tasks, *config.batches, *config.data.get("options", ())):
         vl.reader(name)
-    if not config.methods or not config.tasks:
-        raise UserError("nothing to do: config.methods (variants) and config.tasks need at least one name each")
+    if idle := [name for name in config.data.get("hidden", ()) if name not in config.tasks]:
+        raise UserError(f"config.data.hidden: expected some of the tasks {', '.join(config.tasks)}; got {idle[0]!r}.")
     shard.check(config.shardings, ("model", "tuned"))
+    for name in config.methods:
+        if name not in config.recipe:
+            variant.make(name)  # an unknown one says so first
+            raise UserError(
+                f"config.recipe has nothing for {name!r}, of config.methods: name the variant behind the colon, "
+                f"configs/...:{name}, or give it a recipe of its own in config.recipe."
+            )
     return {name: variant.make(name, **config.recipe[name].hyper) for name in config.methods}
 
 
@@ -193,7 +200,8 @@ def cell(world, name, chosen):
     config, folder = world.config, world.workdir / name.replace(".", "_")
     if (folder / "result.json").exists():
         say(f"{name}: finished before")
-        saved = json.loads((folder / "result.json").read_text())
+        advice = "Remove it and run the same command: the variant is tested again."
+        saved = read_json(folder / "result.json", advice, {"run": dict, "examples": [dict]})
         return saved["run"], saved["examples"]
     began, recipe = time.monotonic(), config.recipe[name]
     trained, total, lines = variant.summary(chosen, world.model, len(world.tasks))

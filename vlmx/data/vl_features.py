@@ -266,9 +266,9 @@ def align(source, names: Iterable[str], tokens: int = 0):
     if tokens and tokens < most:
         if most in DETECTED and not first.grid:
             raise UserError(
-                f"{source.place(outlines[first])}: {most} rows without boxes: a grid of {side} x {side}, or regions of "
-                f"a detector? Give the array of a grid the shape ({side}, {side}, F). Add boxes to regions, or take all "
-                "of them with --config.model.visual_tokens=0."
+                f"{source.place(outlines[first])}: {most} rows without boxes: a grid of {side} x {side}, or regions "
+                f"of a detector? Give the array of a grid the shape ({side}, {side}, F). Add boxes to regions, or take "
+                "all of them with --config.model.visual_tokens=0."
             )
         if math.isqrt(tokens) ** 2 != tokens:
             raise UserError(f"model.visual_tokens: a grid of {most} cells is not pooled to {tokens}, no square number.")
@@ -392,7 +392,7 @@ def _outline(arrays, where):
         )
     *rows, width = features.shape
     has = "boxes" in arrays or "normalized_boxes" in arrays
-    encoded = isinstance(arrays, h5py.Group) and arrays.file.attrs.get("what") in (b"grid", "grid")  # by vlmx/extract.py
+    encoded = isinstance(arrays, h5py.Group) and arrays.file.attrs.get("what") in (b"grid", "grid")
     return Outline(math.prod(rows), width, has, encoded or len(rows) == 2 and rows[0] == rows[1])
 
 
