@@ -235,13 +235,13 @@ def hostile_arrays():
         np.save(content, array, **options)
         return content.getvalue()
 
-    rows, ids = np.zeros((6, 16, 128), np.float32), np.zeros((6, 16), np.uint8)
+    rows, ids = np.zeros((6, 16, 3), np.float32), np.zeros((6, 16), np.uint8)
     header = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
     yield "pickle", ("features.npy", saved(np.array([Bomb()] * 6), allow_pickle=True))
     yield "pickle of ids", ("ids.npy", saved(np.array([Bomb()] * 6), allow_pickle=True))
     yield "huge", ("features.npy", (header % b"6, 16, 1000000000000").ljust(128))
     yield "overflow", ("features.npy", (header % b"6, 16, 99999999999999999999999").ljust(128))
-    yield "negative", ("features.npy", (header % b"-6, 16, 128").ljust(128))
+    yield "negative", ("features.npy", (header % b"-6, 16, 3").ljust(128))
     yield "brackets", ("features.npy", (b"\x93NUMPY\x01\x00\x00\x20" + b"[" * 0x2000))
     yield "float64", ("features.npy", saved(rows.astype(np.float64)))
     yield "other byte order", ("features.npy", saved(rows.astype(">f4")))
