@@ -140,6 +140,33 @@ def test_16_bit_gray_is_scaled_not_clipped(kind):
     np.testing.assert_array_equal(pixels[0, :, 1], [0, 0, 1, 1, 128, 255, 255])
 
 
+def tiff_of(bits, white_is_zero, data, width=4):
+    """A TIFF of one row of gray."""
+    fields = {
+        256: width,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: int(not white_is_zero),
+        273: 122,
+        277: 1,
+        278: 1,
+        279: len(data),
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_gray_of_more_than_8_bits_in_tiff(white_is_zero):
+    want = np.array([0, 255, 128, 1], np.uint8)
+    want = 255 - want if white_is_zero else want
+    twelve = decode(tiff_of(12, False, bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x10])))  # 0, 4095, 2048, 16
+    np.testing.assert_array_equal(np.asarray(twelve)[0, :, 0], [0, 255, 128, 1])
+    sixteen = decode(tiff_of(16, white_is_zero, np.array([0, 65535, 32896, 257], "<u2").tobytes()))
+    np.testing.assert_array_equal(np.asarray(sixteen)[0, :, 0], want)
+
+
 def test_exif_orientation_only_when_upright(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees clockwise
