@@ -19,6 +19,7 @@ OBEYED = {
     *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "size", "crop_size", "pad_size"),
     *("resample", "rescale_factor", "image_mean", "image_std", "use_square_size"),
 }
+OPEN_CLIP = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 CLIP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
 
 
@@ -118,8 +119,7 @@ def of_open_clip(where, raw):
     Its `size` counts for nothing, there as here: pictures get the size of the image tower.
     """
     raw = {key: value for key, value in raw.items() if value is not None}
-    known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
-    if unknown := sorted(raw.keys() - known):
+    if unknown := sorted(raw.keys() - set(OPEN_CLIP)):
         raise UserError(f"{where}: not supported: {', '.join(f'{k} = {files.shown(raw[k])}' for k in unknown)}")
     choices = {"mode": ("RGB",), "interpolation": ("bicubic", "bilinear", "random")}
     choices["resize_mode"] = ("shortest", "longest", "squash")
