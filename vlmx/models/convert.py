@@ -33,6 +33,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 IGNORED = re.compile(r"(.*\.)?(position_ids|num_batches_tracked|attn_mask)|input_resolution|context_length|vocab_size")
 
 
+MOST_LOGIT_SCALE = 20  # CLIP's is at most ln(100) = 4.6; the exponential of 89 is no float32 any more
+
+
 def read(
     path, *, image_size=None, context=None, act=None, heads=None, arch=None,
     dtype="float32", param_dtype="float32", place=None,
@@ -62,6 +65,11 @@ def read(
 
     shapes = flatten_dict(param_shapes(config), sep="/")
     files.check(path, tensors, table, shapes, IGNORED)
+    scale = files.read_slice(table["logit_scale"], tensors, (), np.float32, ())
+    if not scale <= MOST_LOGIT_SCALE:
+        raise UserError(
+            f"{path}: logit_scale is {scale:g}; expected the logarithm of a factor, below {MOST_LOGIT_SCALE}"
+        )
     leaves = {name: files.place(table[name], tensors, shape, name, place) for name, shape in shapes.items()}
     return config, unflatten_dict(leaves, sep="/")
 
