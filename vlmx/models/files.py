@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -235,10 +236,10 @@ def read_json(path):
     """The object in a JSON file, as a dict. Raises UserError where it is missing or malformed (with the line)."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a regular file")
-        if path.stat().st_size > JSON_BYTES:
-            raise UserError(f"{path}: larger than {JSON_BYTES >> 20} MiB, so it is no description of a model")
+        status = path.stat()
+        regular = stat.S_ISREG(status.st_mode)
+        if not regular or status.st_size > JSON_BYTES:
+            raise OSError(0, f"larger than {JSON_BYTES >> 20} MiB" if regular else "not a regular file")
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; it says the sizes and the activation of the weights beside it") from error
