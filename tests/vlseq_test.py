@@ -105,7 +105,7 @@ def moved(v, seed=0):
 
 
 # -------------------------------------------------------------------- counts at the published sizes
-@pytest.mark.golden("param_counts.json")
+@pytest.mark.golden("param_counts*.json")
 def test_golden_parameter_counts(golden):
     for name, kinds in ((k, v) for k, v in load(golden).items() if k in zoo.SEQ_MODELS):
         config = zoo.SEQ_MODELS[name].config
