@@ -76,6 +76,17 @@ def image_batches(split, transform, batch, features=None, **reading):
         yield {key: b[key] for key in ("image", "weight", "index")} | frozen
 
 
+def count_drawn(draws, labels, classes):
+    """Count the training images of some draws.
+
+    Args: draws: of data/protocols.py. labels: of the train split. classes: those that are trained on.
+    Returns: {"least", "most": images of a class, "different": how many of the draws differ}.
+    """
+    counts = np.stack([np.bincount(labels[draw.train], minlength=max(classes) + 1)[list(classes)] for draw in draws])
+    different = len({tuple(sorted(draw.train.tolist())) for draw in draws})
+    return {"least": int(counts.min()), "most": int(counts.max()), "different": different}
+
+
 def scores(said, labels, classnames, weight):
     """One seed's results on one part: accuracy and macro F1, accuracy per class, confusion matrix (true, said)."""
     matrix = accuracy.confusion(labels, said, len(classnames), weight)

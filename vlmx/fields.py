@@ -72,7 +72,7 @@ def several(rule, least=0, different=False, exactly=None):
             return False
         return all(map(rule.valid, x)) and not (different and len(set(x)) < len(x))
 
-    return Rule(words, valid)
+    return Rule(words, valid, rule.names)
 
 
 def pair(first, second):
@@ -106,6 +106,7 @@ def _is_range(x):
     return several(number(above=0, most=1), exactly=2).valid(x) and x[0] <= x[1]
 
 
+GROUP = Rule("a group of fields", lambda x: isinstance(x, dict))
 FLAG = Rule("True or False", lambda x: isinstance(x, bool))
 NONE = Rule("None", lambda x: x is None)
 EMPTY = Rule("''", lambda x: x == "")
@@ -130,11 +131,10 @@ AXIS = integer(1, also=(-1,))
 DURATION = Rule(
     "a number of steps, or a text as '2 epochs', '500 steps', '10 percent'",
     lambda x: (
-        number().valid(x) or isinstance(x, str) and bool(re.fullmatch(r"\d+(\.\d+)? *((epoch|step|percent)s?|%)?", x))
+        integer(0).valid(x) or isinstance(x, str) and bool(re.fullmatch(r"\d+(\.\d+)? *((epoch|step|percent)s?|%)?", x))
     ),
 )
 NORMS = several(choice("pre", "post"), different=True)
-OPTION = either(FLAG, number(), text(empty=True), several(text(empty=True)))  # of a reader, which knows its names
 
 # Hyper-parameters of the package's methods and variants, by name: the arguments of their `make`, which refuses names
 # that it does not know.
@@ -150,7 +150,7 @@ HYPER = {
     **dict.fromkeys(("tasks", "rule", "template"), NAME),
     "position": either(NAME, several(integer(0, 65_536), least=1)),
     "length": SIZE,
-    "rank": either(SIZE, NONE),
+    "rank": SIZE,
     "ratio": SHARE,
     "gamma": SHARE,
     "dropout": RATE,
@@ -230,14 +230,16 @@ CLIP = {  # what some files of a CLIP do not state
 }
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization")
 
-KNOWN_TO_MAKE = [("hyper",), *((protocol,) for protocol in PROTOCOLS)]
-
 # -------------------------------------------------------------------- the tables
 CLASSIFICATION = {
     **RUN,
     "protocols": several(choice(*PROTOCOLS), least=1, different=True),
-    "shots": either(SHOTS, several(SHOTS, least=1, different=True)),
-    "seeds": several(SEED, least=1, different=True),
+    "shots": either(SHOTS, several(SHOTS, least=1, different=True))._replace(
+        expected="a positive number of images a class, or -1 for all, or a tuple of different ones, as in (1, 2, 4)"
+    ),
+    "seeds": several(SEED, least=1, different=True)._replace(
+        expected="a tuple of different numbers, at least one, each whole and at least 0, as in (1, 2, 3)"
+    ),
     "data.name": NAME,
     "data.root": PATH,
     "data.file": PATH,
@@ -257,6 +259,7 @@ CLASSIFICATION = {
     "seeds_per_program": integer(0),
     "checkpoint_best": FLAG,
     "recipe.*.method?": NAME,
+    "recipe.*.hyper": GROUP,
     **_under("recipe.*.hyper", {f"{name}?": rule for name, rule in HYPER.items()}),
     **_under("recipe.*", TRAINING),
 }
@@ -277,7 +280,13 @@ VL = {
     "data.hidden?": several(choice("vqa", "tvqa", "how2qa", "tvc", "yc2c"), different=True),
     "data.length?": integer(0, 65_536),
     "data.target_length?": integer(0, 65_536),
-    "data.options.*.*?": OPTION,
+    # Arguments of single readers, each of which refuses those that it does not have.
+    "data.options.*.train?": several(NAME, least=1, different=True),
+    "data.options.*.split?": NAME,
+    "data.options.*.least?": either(integer(1), NONE),
+    "data.options.*.min_score?": SHARE,
+    "data.options.*.bad?": choice("stop", "skip"),
+    "data.options.*.java?": FLAG,
     "data.scenes?": number(0, 100),
     **_under("data.scenes", {"train?": integer(1), "val?": integer(0), "test?": integer(0)}),
     "data.questions?": integer(1, 1000),
@@ -291,6 +300,9 @@ VL = {
     "batches.*?": integer(1),
     "temperature": number(0.1),
     "steps_per_call": integer(1),
+    "recipe.single_compacter.hyper.rank?": either(SIZE, NONE),
+    "recipe.multiple_compacters.hyper.rank?": either(SIZE, NONE),
+    "recipe.*.hyper": GROUP,
     **_under("recipe.*.hyper", {f"{name}?": rule for name, rule in HYPER.items()}),
     "recipe.*.warmup": DURATION,
     "recipe.*.epochs": POSITIVE,
@@ -351,15 +363,7 @@ def check(config):
     values = config.to_dict()
     refuse("family", values.get("family"), RUN["family"])
     table = TABLES[values["family"]]
-    for field in table:
-        if "*" not in field and not field.endswith("?"):
-            node = values
-            for name in field.split("."):
-                if isinstance(node, dict) and name not in node:
-                    raise UserError(f"config.{field} is missing: expected {table[field].expected}.")
-                node = node[name] if isinstance(node, dict) else {}
-    rules = [(pattern.rstrip("?").split("."), rule) for pattern, rule in table.items()]
-    _check_below((), values, rules)
+    _check_below((), values, [(field.rstrip("?").split("."), rule, "?" not in field) for field, rule in table.items()])
 
 
 def let_batch_hold(config, changed):
@@ -383,8 +387,9 @@ def refuse(field, value, rule):
     """Raise a UserError with the name of a field whose value does not obey its rule."""
     if rule.valid(value):
         return
-    if rule.names and isinstance(value, str):
-        raise unknown(f"value of config.{field}", value, rule.names)
+    entries = [value] if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
+    if odd := [x for x in entries if rule.names and isinstance(x, str) and x not in rule.names]:
+        raise unknown(f"value of config.{field}", odd[0], rule.names)
     raise UserError(f"config.{field}: expected {rule.expected}; got {_shortened(value)}.")
 
 
@@ -397,24 +402,24 @@ def _shortened(value):
 
 
 def _check_below(path, value, rules):
-    """Check a field, or all fields of a group: path -> value, rules [(pattern, Rule)] of the names of its path."""
-    below = [(p, rule) for p, rule in rules if _matches(p, path)]
-    rule = next((rule for p, rule in below if len(p) == len(path)), None)
-    is_group = any(len(p) > len(path) for p, _ in below)
-    if path[:1] == ("recipe",) and path[2:] in KNOWN_TO_MAKE and "." in path[1]:
-        return  # a method from outside has other hyper-parameters
-    if isinstance(value, dict) and is_group and (rule is None or value):
-        for name, one in value.items():
-            _check_below((*path, str(name)), one, rules)
-    elif rule:
-        refuse(".".join(path), value, rule)
-    elif is_group:
-        raise UserError(f"config.{'.'.join(path)}: expected a group of fields; got {_shortened(value)}.")
-    else:
-        known = {p[len(path) - 1] for p, _ in rules if len(p) >= len(path) and _matches(p, path[:-1])} - {"*"}
-        raise unknown(f"field config.{'.'.join(path)}:", path[-1], known)
-
-
-def _matches(pattern, path):
-    """Whether a path begins with a pattern, or a pattern with a path."""
-    return all(name in ("*", other) for name, other in zip(pattern, path))
+    """Check a field, or all fields of a group; rules: (pattern, Rule, whether it has to be there), below `path`."""
+    depth, field = len(path), ".".join(path)
+    rule = next((rule for pattern, rule, _ in rules if len(pattern) == depth), None)
+    names = {pattern[depth] for pattern, *_ in rules if len(pattern) > depth}
+    if not (isinstance(value, dict) and names and (rule is None or value)):
+        if rule is None:
+            raise UserError(f"config.{field}: expected a group of fields; got {_shortened(value)}.")
+        return refuse(field, value, rule)
+    for pattern, rule, needed in rules:
+        if needed and pattern[depth:] and pattern[depth] not in ("*", *value):
+            missing = ".".join((*path, *pattern[depth:]))
+            raise UserError(f"config.{missing} is missing: expected {rule.expected}.")
+    from_outside = path[:1] == ("recipe",) and depth == 2 and "." in str(value.get("method"))
+    for name, one in value.items():
+        if from_outside and name in ("hyper", *PROTOCOLS):
+            continue  # its own `make` knows its hyper-parameters
+        name = str(name)
+        below = [entry for entry in rules if len(entry[0]) > depth and entry[0][depth] in ("*", name)]
+        if not below:
+            raise unknown(f"field config.{'.'.join((*path, name))}:", name, names)
+        _check_below((*path, name), one, below)

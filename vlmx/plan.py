@@ -15,7 +15,6 @@ the config can be set: --config.recipe.maple.batch=64.
 
 import argparse
 import functools
-import json
 import re
 import sys
 import time
@@ -291,6 +290,15 @@ def write(workdir, title, plans):
         files.write(workdir / "roofline.svg", charts.alone(charts.roofline(shown)))
 
 
+def read_plans(path):
+    """The plans of a plan.json. UserError where it is damaged."""
+    advice = "Remove it, or give another --workdir."
+    plans = files.read_json(path, advice, {"plans": [dict]})["plans"]
+    with files.reading(path, advice):
+        table(plans)
+    return plans
+
+
 # -------------------------------------------------------------------- the command
 def run(args, fields):
     """Plans of every step on every topology; printed, and written where there is a workdir, as they are made."""
@@ -298,7 +306,7 @@ def run(args, fields):
     chips.prepare(slices)
     title, steps = planner(args.config, fields)
     path = Path(args.workdir) / "plan.json" if args.workdir else None
-    plans = json.loads(path.read_text())["plans"] if path and path.exists() else []
+    plans = read_plans(path) if path and path.exists() else []
     of = lambda p: (p["step"], p["topology"], p["examples"])
     done = {of(p) for p in plans}
     for slice in slices:
