@@ -31,6 +31,10 @@ CONFIGS = {
         **SIZES,
     ),
     "bart": SeqConfig(family="bart", head_dim=8, act="gelu", eps=1e-5, positions=20, pad=1, end=2, begin=2, **SIZES),
+    "uneven": SeqConfig(
+        family="bart", head_dim=8, act="gelu", eps=1e-5, positions=20, pad=1, end=2, begin=2, decoder_heads=4,
+        decoder_mlp=20, **SIZES,
+    ),
 }  # fmt: skip
 TASKS = ("vqa", "nlvr", "caption")
 SMALL = {  # hyper-parameters that fit these backbones
@@ -180,7 +184,7 @@ def test_features_that_do_not_fit_are_refused():
 
 
 # -------------------------------------------------------------------- files
-@pytest.mark.parametrize("family", ("flan", "bart"))
+@pytest.mark.parametrize("family", ("flan", "bart", "uneven"))
 def test_saved_in_hugging_face_format_and_read_again(family, tmp_path):
     model = backbone(family)
     convert_seq.save_hf(tmp_path, model.config, model.params)
@@ -211,6 +215,37 @@ def test_what_is_no_t5_and_no_bart_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw | {"encoder_layers": 1}))
     with pytest.raises(UserError, match=r"unknown: model.encoder.layers.1"):
         convert_seq.read(tmp_path)
+
+
+def test_copies_of_the_word_embedding(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model = backbone("bart")
+    convert_seq.save_hf(tmp_path, model.config, model.params)
+    tensors = load_file(tmp_path / "model.safetensors")
+    words = tensors["model.shared.weight"]
+    save_file(tensors | {"lm_head.weight": words.copy()}, tmp_path / "model.safetensors")
+    assert convert_seq.read(tmp_path)[0].tied
+    save_file(tensors | {"lm_head.weight": words + 1}, tmp_path / "model.safetensors")
+    config, params = convert_seq.read(tmp_path)
+    assert not config.tied
+    np.testing.assert_array_equal(params["head"], words + 1)
+    save_file(tensors | {"model.encoder.embed_tokens.weight": words + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="model.encoder.embed_tokens.weight is not model.shared.weight"):
+        convert_seq.read(tmp_path)
+
+
+@pytest.mark.parametrize("stated, message", [
+    ({"encoder_layers": 10**8}, "encoder_layers is 100000000; expected a whole number from 1 to 1000"),
+    ({"d_model": -16}, "d_model is -16"), ({"decoder_attention_heads": "4"}, "decoder_attention_heads is '4'"),
+    ({"vocab_size": None}, "vocab_size is null"), ({"encoder_ffn_dim": 2.5}, "encoder_ffn_dim is 2.5"),
+    ({"num_attention_heads": 4}, "encoder_attention_heads is 2, num_attention_heads 4"), ({"dropout": 2}, "is 2"),
+    ({"eos_token_id": 40}, "eos_token_id is 40"), ({"scale_embedding": "no"}, "expected true or false"),
+])  # fmt: skip
+def test_sizes_that_are_none(stated, message):
+    raw = convert_seq._raw(CONFIGS["bart"])
+    with pytest.raises(UserError, match=f"config.json: .*{message}"):
+        convert_seq.config_of(raw | stated)
 
 
 def test_names_without_their_prefix_and_other_names_of_the_word_embedding(tmp_path):
@@ -339,6 +374,53 @@ def test_rules_that_are_refused(folder, stated, message):
     with pytest.raises(UserError, match=message) as error:
         rules(folder, **stated)
     assert "generation_config.json" in str(error.value)
+
+
+@pytest.mark.parametrize("penalty, published", [(0.0, False), (2.0, False), (1.0, True)])
+def test_beams_that_hold_all_texts_find_the_best_one(penalty, published):
+    """Beside all texts of five token ids, four behind the start: divided by their lengths, which versions count so."""
+    model, ids = backbone("t5", vocab=5, added=0, visual=None), jnp.array([[3, 4, 1], [2, 2, 1], [4, 3, 0]])
+    texts = np.stack(np.meshgrid(*[range(5)] * 4, indexing="ij"), -1).reshape(-1, 4)
+    texts = np.pad(texts, ((0, 0), (1, 0)))  # the start token, which is 0
+    end = np.where((texts == 1).any(1), (texts == 1).argmax(1), 4)  # where a text's last token stands
+    ended = (texts == 1).any(1)
+    length = np.where(ended, end, 5 if published else 4)
+    how = Generation(5, beams=64, early_stopping="never", length_penalty=penalty, published_beams=published)
+    found, scores = generate(model, ids, how=how)
+    for row in range(len(ids)):
+        memory, seen = model.encode(ids[row : row + 1])
+        many = lambda a: jnp.repeat(a, len(texts), axis=0)
+        steps = jax.nn.log_softmax(model.decode(jnp.asarray(texts), many(memory), many(seen)))[:, :-1]
+        each = np.take_along_axis(np.asarray(steps), texts[:, 1:, None], axis=2)[..., 0]
+        total = np.where(np.arange(1, 5) <= end[:, None], each, 0).sum(1) / length**penalty
+        best = total.argmax()
+        assert scores[row] == pytest.approx(total[best], abs=1e-4)
+        assert found[row, : end[best] + 1].tolist() == texts[best, : end[best] + 1].tolist()
+        assert not found[row, end[best] + 1 :].any()
+
+
+def test_what_cannot_be_generated_is_refused():
+    model, ids = backbone("bart"), jnp.array([[4, 5, 2]])
+    for how, message in [
+        (Generation(1), "max_length is 1"), (Generation(22), "texts of 21 tokens; this model has positions for 20"),
+        (Generation(5, sample=True, beams=2), "not supported"), (Generation(5, sample=True), "random key"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            generate(model, ids, how=how)
+    with pytest.raises(UserError, match="input texts of 21 tokens"):
+        model.encode(jnp.ones((1, 21), int))
+    with pytest.raises(UserError, match="answers of 21 tokens"):
+        model.decode(jnp.ones((1, 21), int), *model.encode(ids))
+
+
+def test_the_start_and_the_ends_of_the_rules():
+    model, ids = backbone("t5"), jnp.array([[4, 5, 1], [6, 7, 1]])
+    plain_texts = np.asarray(generate(model, ids, how=Generation(6, min_length=6))[0])
+    end = int(plain_texts[0, 2])
+    texts = np.asarray(generate(model, ids, how=Generation(6, begin=0, ends=(end,), suppress=(1,)))[0])
+    first = plain_texts[0].tolist().index(end)
+    assert texts[0].tolist() == [*plain_texts[0, : first + 1], *[0] * (5 - first)]
+    assert np.asarray(generate(model, ids, how=Generation(3, begin=9))[0])[:, 0].tolist() == [9, 9]
 
 
 def applied(scores, texts, n, ids=((20, 21),), **how):
