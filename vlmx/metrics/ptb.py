@@ -139,7 +139,8 @@ def words(caption: str) -> list[str]:
             match = _longest(caption, at)
         at = match.end()
         tokens += _parts(match[0])
-    return ["".join(_AS.get(c, c) for c in _plain(t)) for t in tokens if not _PUNCTUATION.fullmatch(t)]
+    kept = ("".join(_AS.get(c, c) for c in _plain(t)) for t in tokens if not _PUNCTUATION.fullmatch(t))
+    return [word for word in kept if word]
 
 
 def _known(c):
