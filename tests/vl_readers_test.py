@@ -403,6 +403,8 @@ def test_names_and_options():
         image_text.load("nlvr2", ".")
     with pytest.raises(UserError, match="Did you mean 'bad'"):
         image_text.load("nlvr", ".", bed="skip")
+    with pytest.raises(UserError, match="part of gqa to train on 3"):
+        image_text.load("gqa", ".", train=3)
     with pytest.raises(UserError, match="unknown value of bad 'leave'"):
         image_text.load("nlvr", ".", bad="leave")
     with pytest.raises(UserError, match="video-text task"):
@@ -461,6 +463,16 @@ def test_ids_that_stand_twice_are_named_with_both_places(tmp_path):
     write(path, content)
     with pytest.raises(UserError, match=r"annotations\[2\]: the id 3 was there before: .*annotations\[0\]"):
         image_text.load("vqa", tmp_path, split="official")
+
+
+def test_subtitles_that_stand_twice(tmp_path):
+    write_value(tmp_path)
+    path = tmp_path / "tv_subtitles.jsonl"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(UserError, match="line 2: the id 'v1' was there before: .*line 1"):
+        video_text.load("tvqa", tmp_path)
+    task = video_text.load("tvqa", tmp_path, bad="skip")
+    assert task.train[0].text.startswith("[Subs] Hello. You! ") and task.notes[0].startswith("1 left out")
 
 
 def test_targets_of_data_of_ones_own(tmp_path):
