@@ -6,6 +6,7 @@ shots, epochs); or, where these are missing too, `steps_per_shot`: steps for eac
 the layers that a tower has.
 """
 
+import copy
 import functools
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ def dassl_sgd(lr):
 
 def transfer(**replaced):
     """What a recipe replaces where it is trained to be tested on other data sets."""
-    return {"cross_dataset": replaced, "domain_generalization": replaced}
+    return {protocol: copy.deepcopy(replaced) for protocol in ("cross_dataset", "domain_generalization")}
 
 
 def zero_shot():
@@ -141,7 +142,7 @@ def without(**changed):
 
 def clip_lora():
     """CLIP-LoRA (arXiv 2405.18541, section 4): 500 steps for each shot, a cosine per step to 1e-6."""
-    hyper = {"rank": 2, "alpha": 1.0, "dropout": 0.25, "maps": "qkv", "towers": "both"}
+    hyper = {"rank": 2, "alpha": 1.0, "dropout": 0.25, "maps": "qkv", "towers": "both", "position": "all"}
     schedule = {"name": "cosine", "end": 1e-6}
     optimizer = {"name": "adamw", "lr": 2e-4, "wd": 0.01, "schedule": schedule}
     return tuned(hyper, optimizer, 32, 0, steps_per_shot=500)

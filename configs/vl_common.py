@@ -7,7 +7,7 @@ import inspect
 from ml_collections import ConfigDict
 
 from configs.common import features, literal, parse
-from vlmx.errors import unknown
+from vlmx.errors import UserError, unknown
 from vlmx.variant import PUBLISHED
 
 TOP = ("backbone", "batch", "epochs", "lr", "root", "seed", "tasks")
@@ -40,6 +40,7 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.data.update(data)
 
     config.tower = ConfigDict({"name": tower, "what": what, "dtype": "float32", "param_dtype": "float32"})
+    config.tower.act, config.tower.heads, config.tower.arch = "", (), ""  # as config.model's of configs/common.py
     config.model = ConfigDict({"name": backbone})  # bart-base, t5-base, tiny_bart, a hub id, a directory, ...
     config.model.start = ""  # .../full/tuned of another run: its weights in place of the checkpoint's, visual ones too
     config.model.visual_tokens = 0  # a square number to which grids are pooled; of regions the first so many; 0: all
@@ -92,15 +93,23 @@ def _set(config, key, value):
     elif key == "tasks":
         config.tasks = tuple(str(value).split("+"))
     elif key in ("batch", "seed"):
-        config[key] = value
+        _update(config, key, value)
         if key == "batch":
             config.batches = ConfigDict()  # it holds for all tasks
     elif key in ("epochs", "lr"):
         for r in config.recipe.values():
-            (r if key == "epochs" else r.optimizer).update({key: float(value)})
+            _update(r if key == "epochs" else r.optimizer, key, value)
     elif owners:
         for r in owners:
-            r.hyper[key] = value
+            _update(r.hyper, key, value)
     else:
         known = {k for make in makes.values() for k in inspect.signature(make).parameters}
         raise unknown("setting behind the colon of --config", key, {*TOP, *known})
+
+
+def _update(group, key, value):
+    try:
+        group.update({key: value})
+    except (TypeError, ValueError):
+        kind = type(group[key]).__name__
+        raise UserError(f"--config ...:{key}={value}: expected {kind}, got {value!r}.") from None

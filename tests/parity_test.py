@@ -17,7 +17,8 @@ from golden_tools import load_case, tokenizer
 
 from vlmx import method as methods
 from vlmx import optim, partition
-from vlmx.methods import coop, zero_shot
+from vlmx.errors import UserError
+from vlmx.methods import clip_lora, coop, zero_shot
 from vlmx.models.clip import Clip, cosine, normalize
 from vlmx.modules import lora, prompts
 
@@ -28,6 +29,19 @@ def task(case, model, path, templates=()):
     """The classes of a case as a method sees them, read by the cases' word-level tokenizer."""
     tokenize = tokenizer(path, model.config.text.context)
     return methods.Task(tuple(case["hyperparameters"]["classes"]), tuple(templates), (), tokenize)
+
+
+def position(h, tensors, model):
+    """A case's position by its name, or by the numbers of its layers, where the released code's lists (of 12 layers)
+    were taken for a tower of another depth."""
+    found = [m.groups() for name in tensors if (m := re.match(r"param/(vision|text)\.(\d+)\.", name))]
+    here = {tower: sorted({int(i) for t, i in found if t == tower}) for tower in {t for t, _ in found}}
+    try:
+        if all(clip_lora.layers(h["position"], getattr(model.config, t).layers, t) == n for t, n in here.items()):
+            return h["position"]
+    except UserError:
+        pass
+    return tuple(sorted({i for numbers in here.values() for i in numbers}))
 
 
 def batch_of(tensors):
@@ -61,10 +75,10 @@ def test_golden_zero_shot(golden):
 # -------------------------------------------------------------------- methods with tuned parameters
 def prompts_in_both(h):
     return {
-        "n_ctx_text": h["n_ctx_text"],
-        "n_ctx_vision": h["n_ctx_vision"],
-        "depth_text": h["prompt_depth_text"],
-        "depth_vision": h["prompt_depth_vision"],
+        "n_ctx_text": h.get("n_ctx_text", 0),
+        "n_ctx_vision": h.get("n_ctx_vision", 0),
+        "depth_text": h.get("prompt_depth_text", 0),
+        "depth_vision": h.get("prompt_depth_vision", 0),
         "ctx_init": h["ctx_init"].removesuffix(" #."),
     }
 
@@ -89,6 +103,7 @@ HYPER = {
         "dropout": h["dropout_rate"],
         "maps": "".join(h["params"]),
         "towers": h["encoder"],
+        "position": h["position"],
     },
     "promptsrc": lambda h: {
         **prompts_in_both(h),
@@ -130,6 +145,8 @@ def ours(tensors, prefix, like):
     for name in (n.removeprefix(prefix) for n in tensors if n.startswith(prefix)):
         path, layer, turned = place(name)
         value = tensors[prefix + name]
+        if not value.size:  # 0 vectors: ours has no such branch
+            continue
         found.setdefault(path, {})[layer] = value.T if turned else value
     names, leaves = partition.paths(like), jax.tree.leaves(like)
     assert sorted(names) == sorted(found)
@@ -143,7 +160,7 @@ class Reference:
 
     def __init__(self, tensors):
         self.tensors = tensors
-        self.left = {n for n in tensors if not n.startswith(("in/", "param/", "frozen/"))}
+        self.left = {n for n, a in tensors.items() if a.size and not n.startswith(("in/", "param/", "frozen/"))}
 
     def close(self, got, name, tol=FORWARD):
         self.left.remove(name)
@@ -153,10 +170,14 @@ class Reference:
     def tree(self, tree, prefix, tol=FORWARD):
         """Our tuned tree against every parameter under `prefix`, in the case's own layout."""
         leaves = dict(zip(partition.paths(tree), jax.tree.leaves(tree), strict=True))
-        parameters = [n.removeprefix("param/") for n in self.tensors if n.startswith("param/")]
+        parameters = [n.removeprefix("param/") for n, a in self.tensors.items() if n.startswith("param/") and a.size]
+        stacked = {}  # path -> the layers of its stack, in order
+        for name in parameters:
+            path, layer, _ = place(name)
+            stacked[path] = sorted([*stacked.get(path, []), layer], key=lambda i: i or 0)
         for name in parameters:
             path, layer, turned = place(name)
-            got = leaves[path] if layer is None else leaves[path][layer]
+            got = leaves[path] if layer is None else leaves[path][stacked[path].index(layer)]
             full = prefix + name
             if full not in self.tensors:  # only the first rows are kept of a large one, or (start values) nothing
                 first = [n for n in self.left if n.startswith(full + ".rows_0_")]
@@ -212,10 +233,12 @@ class Held(NamedTuple):
 def test_golden_method(golden):
     case, tensors, model = load_case(golden)
     name, h, batch, ref = case["method"], case["hyperparameters"], batch_of(tensors), Reference(tensors)
+    if name == "clip_lora":
+        h = h | {"position": position(h, tensors, model)}
     method = methods.make(name, **HYPER[name](h))
     t = methods.Task(
         tuple(h.get("classes") or h["train_classes"]),
-        tuple(h.get("templates") or [h.get("template", "")]),
+        tuple(h.get("templates") or [h.get("template") or "a photo of a {}."]),
         (),
         tokenizer(golden, model.config.text.context),
     )
@@ -274,14 +297,16 @@ def more_coop(ref, case, held):
 
 def more_clip_lora(ref, case, held):
     h, model, train = case["hyperparameters"], held.model, held.v["train"]
-    params = dict(model.params)
+    where, params = position(h, ref.tensors, model), dict(model.params)
     for tower, pairs in train.items():
         c = getattr(model.config, tower)
-        updates = lora.LowRank(c.layers, c.width, h["rank"], tuple(h["params"])).apply({"params": pairs})
-        params[tower] = lora.merged(params[tower], updates, h["scaling"])
+        layers = clip_lora.layers(where, c.layers, tower)
+        updates = lora.LowRank(len(layers), c.width, h["rank"], tuple(h["params"])).apply({"params": pairs})
+        scale = h["alpha"] / h["rank"] ** 0.5
+        params[tower] = lora.merged(params[tower], lora.in_layers(updates, layers, c.layers), scale)
     plain = model.replace(params=params)
     consts = held.consts
-    txt = plain.text(consts["emb"], consts["eot"])
+    txt = consts["text"] if "text" in consts else plain.text(consts["emb"], consts["eot"])
     ref.close(cosine(plain.image(held.batch["image"]), txt), "out/eval/cosine")
 
 

@@ -222,7 +222,7 @@ def test_what_is_no_t5_and_no_bart_is_refused(tmp_path):
     convert_seq.save_hf(tmp_path, model.config, model.params)
     raw = json.loads((tmp_path / "config.json").read_text())
     wrong = {"model_type": ("mbart", '"t5" and "bart"'), "normalize_before": (True, "normalize_before is True")}
-    wrong |= {"decoder_ffn_dim": (32, "decoder_ffn_dim differ"), "activation_function": ("silu", "silu")}
+    wrong |= {"decoder_attention_heads": (3, "has to divide d_model"), "activation_function": ("silu", "silu")}
     for key, (value, said) in wrong.items():
         with pytest.raises(UserError, match=said):
             convert_seq.config_of(raw | {key: value})
@@ -328,6 +328,23 @@ def test_variant(name, family, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, ahead)
     with pytest.raises(UserError, match="SHA-256 abc; the one loaded has def"):
         variant.load(tmp_path, variant.shapes(chosen, model, len(TASKS)), "def")
+
+
+def test_a_skipped_step_leaves_parameters_and_moments_alone_and_counts_go_on():
+    model, pad = backbone("bart"), CONFIGS["bart"].pad
+    chosen, v = start("adapter_prompt", "bart")
+    step = jax.jit(multitask.make_step(chosen, lambda n: 0.01, skip=True))
+    state = {**v, "opt": multitask.moments(v["train"], len(TASKS)), "step": jnp.zeros((), jnp.int32)}
+    state, _ = step(state, model, batch(1, pad), jax.random.key(0))
+    b = batch(1, pad)
+    after, metrics = step(state, model, b | {"weight": b["weight"] * jnp.nan}, jax.random.key(1))
+    assert metrics["bad"] > 0 and after["step"] == 2
+    for old, new in zip(*(jax.tree.leaves({k: s[k] for k in ("train", "opt")}) for s in (state, after)), strict=True):
+        if jnp.issubdtype(old.dtype, jnp.inexact):
+            np.testing.assert_array_equal(old, new)
+    for part in ("own", "shared", "backbone"):
+        t = [np.atleast_1d(s["opt"][part]["t"])[-1 if part != "own" else 1] for s in (state, after)]
+        assert t == [1, 2]
 
 
 def test_one_backbone_serves_many_checkpoints():

@@ -27,6 +27,8 @@ class Part(NamedTuple):
     enter:    (p, emb) -> emb, before positions are added.
     text, image: (p, model, key) -> (tap, theta) of that tower; `key` is None where nothing is to be drawn.
     adapt:    (p, txt) -> txt `(C, E)`, what comes out of the text tower.
+    template: task -> the template of the class names, where no part has `prompts`. The first part that has one decides;
+              without any it is "a photo of a {}.".
     taps:     the points of the image tower at which it inserts something.
     """
 
@@ -36,6 +38,7 @@ class Part(NamedTuple):
     text: Callable | None = None
     image: Callable | None = None
     adapt: Callable | None = None
+    template: Callable | None = None
     taps: tuple[str, ...] = ()
 
 
@@ -44,20 +47,24 @@ def combine(parts, logits=Clip.logits):
 
     logits: (model, img, txt) -> `(B, C)`. The features of the prompted towers are "image_features", "text_features";
     what the parts' `adapt` make of the latter is "adapted_text_features". Raises UserError where two parts want the
-    same places among the tokens of a tower.
+    same places among the tokens of a tower, or where there is no part.
     """
+    if not parts:
+        raise UserError("0 vectors, or 0 layers with vectors, in both towers: there is nothing to train.")
     for tower, same in (
         ("text", [name for name, part in parts.items() if part.prompts]),
         ("image", [name for name, part in parts.items() if "tokens" in part.taps]),
     ):
         if len(same) > 1:
             raise UserError(f"{' and '.join(same)} both put vectors among the tokens of the {tower} tower: leave one.")
+    template = next((part.template for part in parts.values() if part.template), lambda task: PHOTO)
+    words = lambda model, task: class_words(model, task, template(task))
     prompts = next((part.prompts for part in parts.values() if part.prompts), words)
     in_text = any(part.prompts or part.text for part in parts.values())
     in_image = any(part.image for part in parts.values())
 
     def setup(model, task):
-        return prompts(model, task) if in_text else {"text": template_features(model, task, (PHOTO,))[:, 0]}
+        return prompts(model, task) if in_text else {"text": template_features(model, task, (template(task),))[:, 0]}
 
     def init(key, model, consts, support):
         keys = jax.random.split(key, len(parts))
@@ -94,9 +101,9 @@ def combine(parts, logits=Clip.logits):
     )  # fmt: skip
 
 
-def words(model, task):
+def class_words(model, task, template):
     """Class prompts without learned vectors."""
-    ids, eot = class_texts(model, task, PHOTO)
+    ids, eot = class_texts(model, task, template)
     return {"emb": model.tokens(ids), "eot": eot}
 
 

@@ -10,7 +10,7 @@ mean of alpha, that of the pre-trained model the rest. B images, C classes, C_tr
 import jax.numpy as jnp
 
 from vlmx.errors import UserError
-from vlmx.method import PHOTO, image_features, template_features
+from vlmx.method import PHOTO, check_number, image_features, template_features
 from vlmx.models.clip import cosine
 
 
@@ -20,6 +20,8 @@ def make(method, beta=4.0, threshold=0.05):
     The method's outputs need "image_features" `(B, E)` and "text_features" `(C, E)`, or `(B, C, E)` where each image
     has its own. Raises UserError for a method without, or one that changes the pre-trained weights.
     """
+    check_number("ensemble.beta", beta, 0, whole=False)
+    check_number("ensemble.threshold", threshold, whole=False)
     if method.trains:
         raise UserError("the ensemble needs the pre-trained model beside the tuned one, and this method changes it.")
 

@@ -14,6 +14,11 @@ def first(loss, grads):
     return jnp.where(broken.any(), 1 + broken.argmax(), 0)
 
 
+def kept(bad, before, after):
+    """A state after a step, or where that was `bad` its arrays of numbers `before` it; counts (integers) go on."""
+    return jax.tree.map(lambda a, b: jnp.where(bad, a, b) if jnp.issubdtype(b.dtype, jnp.inexact) else b, before, after)
+
+
 def refuse(run, done, seeds, bad, train):
     """UserError for the first step after `done` that `first` found bad `[K, S]`; `train`: the tuned tree."""
     if not bad.any():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vlmx import checkpoint, evaluate, features, finite, logs, loop, optim, partition, settings, shard
+from vlmx import checkpoint, evaluate, features, finite, logs, loop, optim, partition, settings, shard, streams
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, transforms
 from vlmx.logs import say
@@ -47,7 +47,7 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
     support = shard.put(mesh, "support", support_of(world, labels, draws), rules + shard.METHOD)
 
     # ---- the start of each draw
-    keys = jnp.stack([jax.random.key(draw.seed) for draw in draws])
+    keys = jnp.stack([streams.start(draw.seed) for draw in draws])
 
     def start(key, model, consts, support):
         return methods.start(method, key, model, consts, support)
@@ -79,6 +79,7 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
 
     # ---- go on where it was
     meta = meta | {"draws": [[draw.shots, draw.seed] for draw in draws], "total_steps": total, "rates": rates}
+    meta |= {"training": settings.training(config, recipe)}
     nothing = {"accuracy": np.full(len(draws), -1, np.float32), "step": np.zeros(len(draws), np.int32)}
     best = {**shard.gather(mesh, v), **nothing} if config.checkpoint_best else {}
     whole = lambda state: {**state, "best": shard.place(best, shard.on(mesh))} if best else state
@@ -90,6 +91,7 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
     # ---- the program: as many steps a call as are worth it, unless the config says how many
     steps = train_steps(method, tx, total, per_epoch, where, skip=config.nonfinite == "skip")
     stream = functools.partial(pixel_stream if streamed else index_stream, world, labels, draws, length, done)
+    keys = jnp.stack([streams.key("steps", draw.seed) for draw in draws])
     keys = shard.place(keys, where["in_shardings"][-1])
     if done < total:
         K, lowered = lower(config, mesh, steps, length, (state, world.model, consts, support, keys), done)
@@ -240,8 +242,9 @@ def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
     Gradients are taken of the tuned tree alone, so frozen weights get none, nor optimiser state, nor a copy.
     Args: support: stored features or images, and labels, `[S, M, ...]`, from which `xs["index"]` `[K, S, B]` picks;
     None where xs holds the batches themselves. where: in_shardings and out_shardings (shard.lay_out); None: as the
-    arguments lie. skip: a step whose loss or gradient is not finite changes nothing. The state is donated. Metrics are
-    `[K, S]`; "bad" is that of finite.first.
+    arguments lie. skip: a step whose loss or gradient is not finite leaves parameters and moments as they are; the
+    schedule and what the method does after a step go on. The state is donated. Metrics are `[K, S]`; "bad" is that of
+    finite.first.
     """
 
     def step(v, opt, model, consts, batch, key, n):  # one seed
@@ -250,13 +253,14 @@ def train_steps(method, tx, total, per_epoch=1, where=None, skip=False):
             return method.loss(method.apply(tree, methods.tuned(model, tree), consts, batch, key, True), batch)
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(v["train"])
-        bad, before = finite.first(loss, grads), (v, opt)
+        bad, before = finite.first(loss, grads), (v["train"], opt)
         updates, opt = tx.update(grads, opt, v["train"])
-        v = {"train": optax.apply_updates(v["train"], updates), "fixed": v["fixed"]}
+        train = optax.apply_updates(v["train"], updates)
+        if skip:
+            train, opt = finite.kept(bad, before, (train, opt))
+        v = {"train": train, "fixed": v["fixed"]}
         if method.after:
             v = method.after(v, n, total, per_epoch)
-        if skip:
-            v, opt = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, (v, opt))
         return v, opt, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics, "bad": bad}
 
     def call(state, model, consts, support, xs, keys):
@@ -330,9 +334,8 @@ def pixel_stream(world, labels, draws, length, start, K=1):
     mine = [draws[s] for s in np.array_split(np.arange(len(draws)), n)[i]]
     splits = [fewshot.take(dataset.train, draw.train) for draw in mine]
     splits = [s._replace(labels=protocols.relabel(s.labels, labels)) for s in splits]
-    size = world.model.config.vision.image_size
     if config.data.augment == "crop":
-        augment = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
+        augment = transforms.crop_for_tower(world.model.config, config.data.crop_scale)
     else:
         augment = world.transform
     reading, seeds = world.reading | {"process": process}, [draw.seed for draw in mine]

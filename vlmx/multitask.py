@@ -106,8 +106,8 @@ def update(one, state, grads, rate, wd=0.01, b1=0.9, b2=0.999, eps=1e-6, clip=5.
 def make_step(variant, schedule, skip=False, **settings):
     """The step `(state, model, batch, key) -> (state, metrics)`, pure; settings are those of `update`.
 
-    skip: where the loss or a gradient is not finite, nothing changes but the number of the step; "bad" of the metrics
-    says so, as finite.first does.
+    skip: where the loss or a gradient is not finite, parameters and moments stay as they are, and only counts of steps
+    go on; "bad" of the metrics says so, as finite.first does.
 
     state: {"train", "fixed" (variant.start), "opt" (moments), "step"}. batch: "task", a scalar; "ids" `(B, L)`;
     "labels" `(B, T)` and their "weight" `(B, T)`; where there are, "features" and "boxes" as VLSeq.visual takes them,
@@ -128,7 +128,7 @@ def make_step(variant, schedule, skip=False, **settings):
         bad, before = finite.first(loss, grads), (one, opt)
         one, opt, norm = update(one, opt, grads, schedule(state["step"]), **settings)
         if skip:
-            one, opt = jax.tree.map(lambda old, new: jnp.where(bad, old, new), before, (one, opt))
+            one, opt = finite.kept(bad, before, (one, opt))
         train, opt = put(state["train"], one, batch["task"]), put(state["opt"], opt, batch["task"])
         state = {"train": train, "fixed": state["fixed"], "opt": opt, "step": state["step"] + 1}
         return state, {"loss": loss, "grad_norm": norm, "task": batch["task"], "bad": bad}

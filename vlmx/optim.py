@@ -167,7 +167,8 @@ def steps(duration, per_epoch, batch=None, total=None):
 def gaussian_weights(epochs, mean, std):
     """PromptSRC's weights of the parameters after each epoch (arXiv 2307.06948, section 3.2): a Gaussian over 1..E,
     divided by its sum -> [E] float64."""
-    density = np.exp(-0.5 * ((np.arange(1, epochs + 1) - mean) / std) ** 2)
+    exponent = -0.5 * ((np.arange(1, epochs + 1) - mean) / std) ** 2
+    density = np.exp(exponent - exponent.max())  # far from the mean all of them would be 0
     return density / density.sum()
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from vlmx import checkpoint, fit, logs, method, optim, partition
+from vlmx import checkpoint, fields, files, fit, logs, method, optim, partition, settings, streams
 from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
+from vlmx.errors import UserError
 from vlmx.models import convert
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
 
@@ -23,6 +24,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 def run(config, workdir):
     """Everything from nothing to `workdir/clip`, a Hugging Face directory; returns what pretrain.json says."""
+    check(config, ("vision", "text"))
+    if config.data.length > config.text.context:
+        raise UserError(
+            f"config.data.length: expected at most text.context, {config.text.context}; got {config.data.length}."
+        )
     workdir, began = Path(workdir), time.monotonic()
     folder = workdir / "clip"
     if made := finished(folder):
@@ -57,19 +63,36 @@ def run(config, workdir):
     return finish(folder, config, params, began, {"zero_shot_accuracy": figures})
 
 
+def check(config, towers):
+    """Check a config of pre-training before anything is drawn.
+
+    Args:
+        config: a ConfigDict.
+        towers: names of the groups of fields with `width` and `heads`; () where these are the config's own.
+
+    Raises:
+        UserError: a field that is not as vlmx/fields.py says, or fields that do not go together.
+    """
+    fields.check(config)
+    for prefix, tower in [(f"{name}.", config[name]) for name in towers] or [("", config)]:
+        if tower.width % tower.heads:
+            raise UserError(f"config.{prefix}heads: expected a divisor of the width, {tower.width}; got {tower.heads}.")
+    settings.check_optimizer("optimizer", config.optimizer, config.steps, config.steps)
+
+
 def train(config, workdir, name, model, stream, unit):
     """The parameters of `model` after config.steps steps of the method `name`, which trains all of them from nothing.
 
     Goes on from the last checkpoint in workdir/steps. stream(done): the batches of the steps from `done` on. unit: what
     a batch is made of.
     """
-    v = jax.jit(lambda key: method.make(name).init(key, model, {}, {}))(jax.random.key(config.seed))
+    v = jax.jit(lambda key: method.make(name).init(key, model, {}, {}))(streams.start(config.seed))
     total, count = config.steps, partition.count(v["train"])
     tx, schedule = optim.make(config.optimizer, total, total, v["train"])
     state = {**v, "opt": jax.jit(tx.init)(v["train"])}
     state = jax.tree.map(lambda a: a[None], state) | {"step": jnp.zeros((), jnp.int32)}  # one seed
     step = fit.train_steps(method.make(name), tx, total)
-    keys = jax.random.key(config.seed)[None]
+    keys = streams.key("steps of pre-training", config.seed)[None]
     checkpoints, meta = checkpoint.manager(workdir / "steps"), {"config": json.loads(config.to_json_best_effort())}
     state = checkpoint.restore(checkpoints, state, meta) or state
     done = int(state["step"])
@@ -98,9 +121,9 @@ def finish(folder, config, params, began, figures):
         "config": config.to_dict(), "parameters": partition.count(params),
         "minutes": round((time.monotonic() - began) / 60, 1), **figures,
     }  # fmt: skip
-    (folder / "pretrain.json").write_text(json.dumps(made, indent=2) + "\n")
+    files.write(folder / "pretrain.json", json.dumps(made, indent=2) + "\n")
     logs.say(f"written to {folder} in {made['minutes']} minutes")
-    return json.loads((folder / "pretrain.json").read_text())
+    return files.read_json(folder / "pretrain.json")
 
 
 def finished(folder):
@@ -108,7 +131,7 @@ def finished(folder):
     if not (folder / "pretrain.json").exists():
         return None
     logs.say(f"{folder.parent} holds a finished pre-training; give another --workdir to train again")
-    return json.loads((folder / "pretrain.json").read_text())
+    return files.read_json(folder / "pretrain.json", "Remove it and run the same command again.")
 
 
 # ------------------------------------------------------------------------------------------------ text

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from vlmx import logs
+from vlmx import logs, streams
 from vlmx.data import denoising, scene_text, seq_tokenizer
 from vlmx.data.scene_reading import readings
 from vlmx.generate import generate
 from vlmx.models import convert_seq
 from vlmx.models.vlseq import Generation, SeqConfig, VLSeq
-from vlmx.pretrain import finish, finished, train
+from vlmx.pretrain import check, finish, finished, train
 from vlmx.variant import Insert, forward
 
 ALPHABET = [chr(i) for i in range(33, 127)]  # so that any English text can be written
@@ -32,6 +32,7 @@ SENTINELS = 32
 
 def run(config, workdir):
     """Everything from nothing to `workdir/<family>`, a Hugging Face directory; returns what pretrain.json says."""
+    check(config, ())
     workdir, began, d = Path(workdir), time.monotonic(), config.data
     folder = workdir / config.kind
     if made := finished(folder):
@@ -176,7 +177,7 @@ def filled(model, rows, corrupt, config, how, size=64):
     for BART the text, which came shuffled)."""
     tokens, texts = [], []
     for i in range(0, len(rows) // size * size, size):
-        b = denoising.batch(rows[i : i + size], corrupt, np.random.default_rng([config.seed, i]), **how)
+        b = denoising.batch(rows[i : i + size], corrupt, streams.generator("held-out texts", config.seed, i), **how)
         real = b["labels"] >= 0
         tokens += (np.asarray(_likeliest(model, b["ids"], b["labels"])) == b["labels"])[real].tolist()
         said, _ = generate(model, jnp.asarray(b["ids"]), how=Generation(max_length=how["target_length"] + 1))

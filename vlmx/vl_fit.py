@@ -6,7 +6,7 @@ K steps of one compiled call, B examples of a batch.
 import jax
 import jax.numpy as jnp
 
-from vlmx import checkpoint, finite, logs, loop, multitask, optim, shard, variant
+from vlmx import checkpoint, finite, logs, loop, multitask, optim, settings, shard, streams, variant
 from vlmx.data import vl_batches
 from vlmx.logs import say
 
@@ -51,15 +51,17 @@ def fit(world, run, chosen, recipe, meta, folder):
     config, mesh, tasks = world.config, world.mesh, world.tasks
     mix = mix_of(world, chosen)
     per_epoch, total = len(mix.order(0)), steps_of(mix, recipe)
-    key = jax.random.key(config.seed)
+    key = streams.key("steps of several tasks", config.seed)
     rules = shard.rules_of(config.shardings, "tuned") + shard.SEVERAL
 
     # ---- the start
-    v = jax.jit(lambda key, model: variant.start(chosen, key, model, len(tasks)))(key, world.model)
+    start = jax.jit(lambda key, model: variant.start(chosen, key, model, len(tasks)))
+    v = start(streams.start(config.seed), world.model)
     state = {**v, "opt": multitask.moments(v["train"], len(tasks)), "step": jnp.zeros((), jnp.int32)}
     where = shard.shardings(mesh, state, rules)
     state = shard.place(state, where)
     checkpoints, meta = checkpoint.manager(folder, config.checkpoint_keep), meta | {"total_steps": total}
+    meta |= {"training": settings.training(config, recipe)}
     state = checkpoint.restore(checkpoints, state, meta) or state
     done = int(state["step"])
     say(f"{run}: {total} steps, {per_epoch} an epoch; batches of " + ", ".join(map(str, mix.sizes)))

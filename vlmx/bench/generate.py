@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 
+from vlmx import streams
 from vlmx.bench import timing
 from vlmx.generate import generate
 from vlmx.models import convert_seq, vlseq, zoo
@@ -16,9 +17,9 @@ from vlmx.models.vlseq import Generation, VLSeq
 def run(args):
     """Times beam search of `args.model` for a batch of random texts, as long as a question with 36 visual tokens."""
     config = dataclasses.replace(zoo.SEQ_MODELS[args.model].config, dtype=args.dtype, param_dtype=args.dtype)
-    model = VLSeq(jax.jit(vlseq.init_params, static_argnums=0)(config, jax.random.key(0)), config)
+    model = VLSeq(jax.jit(vlseq.init_params, static_argnums=0)(config, streams.start(0)), config)
     how = Generation(max_length=20, beams=5, early_stopping=True, no_repeat_ngram=3, force_end=True)
-    ids = np.random.default_rng(0).integers(3, config.vocab, (args.batch, 56), np.int32)
+    ids = streams.generator("texts").integers(3, config.vocab, (args.batch, 56), np.int32)
     ids[:, -1] = config.end
     on_device = jax.device_put(ids)
     runs = {"vlmx": lambda: jax.block_until_ready(generate(model, on_device, how=how)[0])}

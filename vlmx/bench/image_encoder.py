@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from vlmx import streams
 from vlmx.bench import timing
 from vlmx.models import zoo
 from vlmx.models.clip import Clip, ResNet, init_params
@@ -15,8 +16,8 @@ def run(args):
     config = zoo.MODELS[args.model].config
     vision = dataclasses.replace(config.vision, image_size=args.image)
     config = dataclasses.replace(config, vision=vision, dtype=args.dtype, param_dtype=args.dtype, unroll=args.unroll)
-    model = Clip(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)), config)
-    images = np.random.default_rng(0).standard_normal((args.batch, args.image, args.image, 3), np.float32)
+    model = Clip(jax.jit(init_params, static_argnums=0)(config, streams.start(0)), config)
+    images = streams.generator("pictures").standard_normal((args.batch, args.image, args.image, 3), np.float32)
 
     encode, on_device = jax.jit(Clip.image), jax.device_put(images)
     runs = {"vlmx": lambda: jax.block_until_ready(encode(model, on_device))}

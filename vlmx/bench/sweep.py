@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmx import features, settings, shard, train
+from vlmx import features, settings, shard, streams, train
 from vlmx import method as methods
 from vlmx.bench import timing
 from vlmx.data import pipeline, protocols, task, transforms
@@ -60,7 +60,7 @@ def _world(c, workdir):
     dataset = task.load(c.data, workdir)
     problem = protocols.few_shot(dataset, c.shots, c.seeds)
     model, tokenizer, digest = load_model(c, mesh)
-    transform = functools.partial(transforms.center, size=model.config.vision.image_size)
+    transform = transforms.for_tower(model.config)
     start = time.perf_counter()
     encode = functools.partial(features.encode, model, transform=transform, batch=c.eval_batch, mesh=mesh)
     found = {part: encode(getattr(dataset, part), what=f"{part} images") for part in ("train", "val", "test")}
@@ -143,7 +143,7 @@ def _encode_anew(torch, world, views=10, batch=256):
         return np.concatenate([tower(part).numpy() for part in parts])
 
     def augmented(draw, epoch):
-        rng = np.random.default_rng([draw.seed, epoch])
+        rng = streams.generator("crops of the reference", draw.seed, epoch)
         crop = lambda image, i: transforms.random_crop(image, size=size, scale=(0.5, 1.0), rng=rng)
         return encoded(world.dataset.train, draw.train, crop)
 

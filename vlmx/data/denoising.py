@@ -5,6 +5,8 @@ A text is its token ids, without special tokens. Everything is drawn from a nump
 
 import numpy as np
 
+from vlmx import streams
+
 
 def spans(ids, rng, sentinel, density=0.15, mean=3.0):
     """Span corruption (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4): (input, target), lists of ids.
@@ -73,6 +75,6 @@ def batch(texts, corrupt, rng, begin, end, pad, length, target_length):
 def batches(texts, corrupt, size, steps, seed, first=0, **how):
     """The batches of the steps `first` to `steps`; each depends on its number and the seed alone. how: as `batch`."""
     for step in range(first, steps):
-        rng = np.random.default_rng([seed, step])
+        rng = streams.generator("denoising", seed, step)
         rows = rng.integers(0, len(texts), size)
         yield batch([texts[i] for i in rows], corrupt, rng, **how)

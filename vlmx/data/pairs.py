@@ -9,6 +9,7 @@ import random
 
 import numpy as np
 
+from vlmx import streams
 from vlmx.data import scenes
 from vlmx.errors import UserError
 
@@ -54,7 +55,7 @@ def batches(images, ids, group, size, steps, first, seed):
     A batch is of one `group` `(n,)`, and the `first` steps leave out group 2: where colour tells scenes apart, shape is
     learnt late (measured: 1,300 mixed steps left digits near chance that 350 steps of digits alone took to 44 %).
     """
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = streams.generator("pairs", seed)
     epoch = []
     for step in range(steps):
         if not epoch or step == first:

@@ -83,7 +83,8 @@ class Records(Sequence):
         """Of each source: its part, and a digest of the files of its data set, by name, size and times."""
         folders = [sorted(map(str, Path(source.dataset_info.data_dir).iterdir())) for source in self.sources]
         files = ["\n".join(task.identity(folder, i) for i in range(len(folder))) for folder in folders]
-        return [f"{s.split} {hashlib.sha256(text.encode()).hexdigest()}" for s, text in zip(self.sources, files)]
+        digests = [hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest() for text in files]
+        return [f"{s.split} {digest}" for s, digest in zip(self.sources, digests)]
 
 
 def load(data, workdir: str | os.PathLike) -> Dataset:
@@ -105,7 +106,9 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
     where = {key: (i, row) for i, rows in enumerate(index.values()) for row, (key, _) in enumerate(rows)}
     path = _split_file(data, root, bench)
     if path:
-        parts, notes = classification.read_split(path), []
+        parts, notes = classification.read_split(path, data.get("bad_images") == "skip")
+        parts, repeated = classification.count_once(path, parts, _stem, not data.get("split_file"))
+        notes += repeated
         classnames = classification.names_of(name, parts)
     else:
         parts, classnames = _own_parts(name, index, classes)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmx import streams
 from vlmx.data.vl import Example, Task
 from vlmx.multitask import task_order, token_weights
 
@@ -57,7 +58,7 @@ def _order(batches, epoch, temperature):
 
 @functools.lru_cache(16)
 def _permutation(seed, task, turn, n):
-    return np.random.default_rng([seed, task, turn]).permutation(n)
+    return streams.generator("order of examples", seed, task, turn).permutation(n)
 
 
 def prefixed(task: Task, text: str, prefixes: bool) -> str:
@@ -112,7 +113,7 @@ def batch(mix: Mix, step: int):
     size = mix.sizes[number]
     order = _permutation(mix.seed, number, turn, len(task.train))
     examples = [task.train[int(row)] for row in order[k * size : (k + 1) * size]]
-    rng = np.random.default_rng([mix.seed, step])
+    rng = streams.generator("answers", mix.seed, step)
     answers, scores = zip(*(drawn(e, rng) for e in examples))
     scores = np.float32(scores)
     said = np.where((scores > 0)[:, None], mix.words.labels(answers, task.target_length), -100)

@@ -6,10 +6,13 @@ of low rank ("low_rank_adapter"), made by a network ("hyperformer"). The same fi
 
 from vlmx import variant
 from vlmx.combine import Part, combine
+from vlmx.errors import unknown
 
 
 def make(source="adapter", options=None):
     """Adapters in both towers. Args: source: a file of vlmx/variants/. options: its hyper-parameters, by name."""
+    if source not in variant.names():  # a checkpoint can say it: no module from outside
+        raise unknown("value of adapters.source", source, variant.names())
     chosen = variant.make(source, **dict(options or {}))
 
     def init(key, model, consts):

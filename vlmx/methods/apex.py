@@ -27,5 +27,6 @@ def make(
 
     Args: n_ctx_text to ctx_init: as in IVLP. beta: of alpha. threshold: epsilon, below which a class counts as trained.
     """
-    text, vision = prompts.in_text(n_ctx_text, depth_text, ctx_init), prompts.in_image(n_ctx_vision, depth_vision)
-    return ensemble.make(combine({"text": text, "vision": vision, "adapter": adapters.on_text()}), beta, threshold)
+    parts = prompts.in_both("apex", n_ctx_text, n_ctx_vision, depth_text, depth_vision, ctx_init)
+    parts["adapter"] = adapters.on_text()._replace(template=lambda task: prompts.in_front_of_class(ctx_init))
+    return ensemble.make(combine(parts), beta, threshold)

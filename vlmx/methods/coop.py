@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlmx.errors import unknown
-from vlmx.method import Method, cut, image_features
+from vlmx.method import Method, check_number, check_room, cut, image_features
 
 POSITIONS = ("end", "middle", "front")
 
@@ -25,17 +25,21 @@ def make(n_ctx=16, ctx_init="", class_token_position="end", csc=False):
     if class_token_position not in POSITIONS:
         raise unknown("value of coop.class_token_position", class_token_position, POSITIONS)
     words = ctx_init.replace("_", " ").split()
+    if not words:
+        check_number("coop.n_ctx", n_ctx, 1)
     n = len(words) or int(n_ctx)
     csc = csc and not words
     alike = 0 if csc else in_front(n, class_token_position)  # vectors that every prompt begins with
 
     def setup(model, task):
+        check_room("coop.ctx_init" if words else "coop.n_ctx", n, model)
         names = [name.replace("_", " ") for name in task.classnames]
         what = [f"class {name!r} behind {n} context vectors" for name in task.classnames]
-        # One-token words hold the places of the vectors, whose embeddings are never read.
-        ids = task.tokenize([" ".join([*["a"] * n, f"{name}."]) for name in names], what)
+        # Words hold the places of the vectors: the embeddings of the first n tokens are never read.
+        ids = task.tokenize([" ".join([*(words or ["a"] * n), f"{name}."]) for name in names], what)
         ids, eot = cut(model, ids)
         length = model.eot(np.asarray(task.tokenize(names, what))) - 1  # tokens of each name
+        length = np.minimum(length, eot - 1 - n)  # of a text that was cut, what is left of it
         consts = {"emb": model.tokens(ids), "eot": eot, "order": order(ids.shape[1], n, length, class_token_position)}
         if words:
             first = jnp.asarray(task.tokenize([" ".join(words)], ["coop.ctx_init"]))[:1, 1 : 1 + n]

@@ -13,7 +13,7 @@ def make(n_ctx_text=2, n_ctx_vision=2, depth_text=12, depth_vision=12, ctx_init=
     """Prompts in both towers.
 
     Args: n_ctx_text, n_ctx_vision: vectors of a layer. depth_text, depth_vision: how many layers have vectors of their
-    own. ctx_init: the words in front of the class; more vectors than words start from noise.
+    own. With 0 of either a tower has none, and is frozen. ctx_init: the words in front of the class; more vectors than
+    words, or than four, start from noise.
     """
-    text, vision = prompts.in_text(n_ctx_text, depth_text, ctx_init), prompts.in_image(n_ctx_vision, depth_vision)
-    return combine({"text": text, "vision": vision})
+    return combine(prompts.in_both("ivlp", n_ctx_text, n_ctx_vision, depth_text, depth_vision, ctx_init))

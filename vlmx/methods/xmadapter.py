@@ -23,8 +23,8 @@ B images, C classes, D width of the two maps, E feature size, M training images.
 import jax
 import jax.numpy as jnp
 
-from vlmx.errors import UserError, unknown
-from vlmx.method import Method, cross_entropy, image_features
+from vlmx.errors import unknown
+from vlmx.method import Method, check_number, cross_entropy, image_features
 from vlmx.methods import tip_adapter
 from vlmx.models.clip import cosine, normalize
 from vlmx.modules import retrieval
@@ -44,11 +44,13 @@ def make(
     nothing to adapt and no disagreement. adapt_gamma: "scalar", "per_class" or "no". lam: of the hard samples; 0: every
     image counts alike. hard_scale: within h. mask_self: leave an image's own entry out in training.
     """
-    tip_adapter.check_templates("xmadapter", templates)
+    tip_adapter.check_settings("xmadapter", alpha, beta, search_scale, search_step, templates, scale, k)
     if adapt_gamma not in ADAPTED:
         raise unknown("value of xmadapter.adapt_gamma", adapt_gamma, ADAPTED)
-    if not 0 <= gamma <= 1:
-        raise UserError(f"xmadapter.gamma is the image cache's share, a number from 0 to 1; got {gamma}.")
+    check_number("xmadapter.gamma", gamma, 0, 1, whole=False)
+    check_number("xmadapter.reduction", reduction, 1)
+    for name, value in {"lam": lam, "hard_scale": hard_scale}.items():
+        check_number(f"xmadapter.{name}", value, 0, whole=False)
     image, text = gamma > 0, gamma < 1  # the caches that there are
     setup = lambda model, task: tip_adapter.zero_shot_weights(model, task, templates)
 
@@ -93,7 +95,7 @@ def make(
         found = affinities(v, f)
         if train and mask_self:
             own = batch["index"][:, None] == jnp.arange(len(v["fixed"]["label"]))
-            found = {name: jnp.where(own, -1e6, A) for name, A in found.items()}  # so far away that it says nothing
+            found = {name: jnp.where(own, retrieval.FAR, A) for name, A in found.items()}
         zero = tip_adapter.zero_shot_logits(model, f, consts, scale)
         out = {"logits": tip_adapter.with_cache(zero, both(v, found), v["fixed"], k), "zero": zero}
         out |= {f"affinity_{name}": A for name, A in found.items()}

@@ -58,17 +58,21 @@ def tap(scale, dropout=0.0):
     return add
 
 
-def part(tower, rank, scale, dropout, maps):
-    """The part with updates of `maps`, letters out of "qkvo", in every layer of a tower, "vision" or "text"."""
+def part(tower, rank, scale, dropout, maps, layers):
+    """The part with updates of `maps`, letters out of "qkvo", in some layers of a tower, "vision" or "text".
+
+    Args: layers: number of layers -> those that have updates, a list.
+    """
 
     def updates(model):
         c = getattr(model.config, tower)
-        return LowRank(c.layers, c.width, rank, tuple(maps))
+        return LowRank(len(layers(c.layers)), c.width, rank, tuple(maps))
 
     def insert(p, model, key):
-        theta = updates(model).apply({"params": p})
+        L = getattr(model.config, tower).layers
+        theta = in_layers(updates(model).apply({"params": p}), layers(L), L)
         if key is not None and dropout:
-            theta["key"] = jax.random.split(key, getattr(model.config, tower).layers)
+            theta["key"] = jax.random.split(key, L)
         return tap(scale, dropout), theta
 
     def init(key, model, consts):
@@ -77,6 +81,13 @@ def part(tower, rank, scale, dropout, maps):
     if tower == "text":
         return Part(init=init, text=insert)
     return Part(init=init, image=insert, taps=tuple(f"attn/{name}" for name in maps))
+
+
+def in_layers(updates, layers, L):
+    """Updates, their leaves stacked over some layers, as a tower of L has them: 0 in all others."""
+    if len(layers) == L:
+        return updates
+    return jax.tree.map(lambda a: jnp.zeros((L, *a.shape[1:]), a.dtype).at[jnp.asarray(layers)].set(a), updates)
 
 
 def merged(params, updates, scale):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmx.combine import Part
-from vlmx.method import class_texts
+from vlmx.method import check_number, check_room, class_texts
 from vlmx.modules.adapters import uniform
 
 STD = 0.02  # of vectors that start from noise
@@ -33,13 +33,37 @@ def words_first(key, consts, depth, n, tower):
 def class_prompts(model, task, n, words):
     """Consts of the prompts "<words> <class>." whose first n words are learned.
 
-    Where there are fewer words than n, n placeholders stand for them, and nothing to start from.
+    Where there are fewer words than n, or more than four vectors (as in the released code), n placeholders stand for
+    the words, and there is nothing to start from.
     Returns "emb" `(C, T, D)`, "eot" `(C,)` and, where they are words, "words" `(n, D)`, the embeddings of the first n.
     """
-    enough = n <= len(words.split())
-    ids, eot = class_texts(model, task, f"{words if enough else ' '.join(['a'] * n)} {{}}.")
+    check_room("n_ctx", n, model)
+    enough = n <= min(len(words.split()), 4)
+    ids, eot = class_texts(model, task, in_front_of_class(words if enough else " ".join(["a"] * n)))
     emb = model.tokens(ids)
     return {"emb": emb, "eot": eot, **({"words": emb[0, 1 : 1 + n].astype(jnp.float32)} if enough else {})}
+
+
+def in_front_of_class(words):
+    """The template "<words> <class>."; braces in the words are braces."""
+    return " ".join([*words.replace("_", " ").replace("{", "{{").replace("}", "}}").split(), "{}."])
+
+
+def in_both(method, n_text, n_vision, depth_text, depth_vision, words):
+    """The parts "text" and "vision" with n vectors in each of the first layers of both towers.
+
+    A tower with 0 vectors, or with vectors in 0 layers, has no part; without vectors in the text tower its texts are
+    "<words> <class>.". Raises UserError for sizes that are no whole numbers from 0 on.
+    """
+    sizes = {"n_ctx_text": n_text, "depth_text": depth_text, "n_ctx_vision": n_vision, "depth_vision": depth_vision}
+    for name, size in sizes.items():
+        check_number(f"{method}.{name}", size, 0)
+    parts = {}
+    if n_text and depth_text:
+        parts["text"] = in_text(n_text, depth_text, words)
+    if n_vision and depth_vision:
+        parts["vision"] = in_image(n_vision, depth_vision)._replace(template=lambda task: in_front_of_class(words))
+    return parts
 
 
 def in_text(n, depth, words):

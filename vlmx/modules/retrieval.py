@@ -28,14 +28,19 @@ class Keys(nn.Module):
         return jnp.einsum("bE,mE->bm", f, keys, precision="highest")
 
 
+FAR = -1e6  # an affinity with which an entry says nothing
+
+
 def nearest(affinity, label, k, recall=0.95):
     """The k entries of the highest affinity: affinities and labels, `(B, k)`. For k = 0 all: `(B, M)` and `(M,)`.
 
+    An entry of label -1 only fills up a cache: it is further away than any other.
     On a TPU an entry that belongs to them is found with probability `recall`, at a fraction of the time of sorting;
     elsewhere all are found. It can be differentiated.
     """
     if not k:
         return affinity, label
+    affinity = jnp.where(label < 0, FAR, affinity)
     best, where = jax.lax.approx_max_k(affinity, min(k, affinity.shape[-1]), recall_target=recall)
     return best, label[where]
 
