@@ -9,8 +9,10 @@ import h5py
 import numpy as np
 import pytest
 from golden_cases import load
+from ml_collections import ConfigDict
+from PIL import Image
 
-from vlmx.data import image_text, submission, video_text, vl_features, vqav2
+from vlmx.data import image_text, published, submission, video_text, vl_features, vqav2
 from vlmx.data.vl import Example
 from vlmx.errors import UserError
 
@@ -745,6 +747,18 @@ def test_bad_features_are_left_out(tmp_path):
     task = image_text.load("nlvr", tmp_path, images=source, bad="skip")
     assert [len(part) for part in (task.train, task.val, task.test)] == [1, 1, 1]
     assert task.notes[0].startswith("3 left out without features that can be used, the first: ")
+
+
+def test_pictures_that_cannot_be_encoded_are_left_out(tmp_path):
+    write_nlvr(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in [f"{p}-5-{i}-img{j}" for p in ("train", "dev", "test1") for i in (0, 1) for j in (0, 1)]:
+        Image.new("RGB", (8, 8)).save(tmp_path / f"images/{name}.png")
+    (tmp_path / "images/train-5-0-img0.png").write_bytes(b"no picture")
+    (tmp_path / "images/dev-5-1-img1.png").unlink()
+    task = published.load("nlvr", ConfigDict({"root": str(tmp_path), "bad": "skip"}))
+    assert [len(part) for part in (task.train, task.val, task.test)] == [1, 1, 2]
+    assert len(task.notes) == 2
 
 
 # ------------------------------------------------------------------------------------------ the reference's scores
