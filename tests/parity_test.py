@@ -172,7 +172,7 @@ class Reference:
         assert_close(got + np.clip(want - got, -slack, slack), want, tol, name)
 
     def tree(self, tree, prefix, tol=FORWARD, slack=None):
-        """Our tuned tree against every parameter under `prefix`, in the case's own layout; slack: a tree of `close`'s."""
+        """Our tuned tree against every parameter under `prefix`, in the case's own layout; slack: a tree of it."""
         leaves = dict(zip(partition.paths(tree), jax.tree.leaves(tree), strict=True))
         slack = slack or jax.tree.map(jnp.zeros_like, tree)
         slacks = dict(zip(partition.paths(tree), jax.tree.leaves(slack), strict=True))

@@ -4,12 +4,19 @@ Where their weights come from is a file of vlmx/variants/: stored ("adapter"), s
 of low rank ("low_rank_adapter"), made by a network ("hyperformer"). The same files serve T5 and BART.
 """
 
+from collections.abc import Mapping
+
 from vlmx import variant
 from vlmx.combine import Part, combine
+from vlmx.errors import UserError
+from vlmx.method import check_word
 
 
 def make(source="adapter", options=None):
     """Adapters in both towers. Args: source: a file of vlmx/variants/. options: its hyper-parameters, by name."""
+    check_word("adapters.source", source)
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"adapters.options are hyper-parameters by name; got {options!r}.")
     chosen = variant.make(source, **dict(options or {}))
 
     def init(key, model, consts):
