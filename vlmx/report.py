@@ -1,6 +1,7 @@
 """The page and the table that a run ends in, made from `results.json` alone. Again: `python -m vlmx.report WORKDIR`."""
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -411,18 +412,25 @@ def write(workdir):
     """
     workdir = Path(workdir)
     results = load(workdir)
-    try:
+    with whole(workdir):
         contents = pages(results, workdir)
+    for name, content in contents.items():
+        files.write(workdir / name, content)
+    return workdir / "report.html"
+
+
+@contextlib.contextmanager
+def whole(workdir):
+    """Raise a UserError where results.json turns out to be something else than a run writes."""
+    try:
+        yield
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError) as e:
         raise UserError(
-            f"{workdir / 'results.json'} is not as a run writes it ({type(e).__name__}: {e}). "
+            f"{Path(workdir) / 'results.json'} is not as a run writes it ({type(e).__name__}: {e}). "
             "Run the command again to write it."
         ) from e
-    for name, content in contents.items():
-        files.write(workdir / name, content)
-    return workdir / "report.html"
 
 
 def pages(results, workdir):
@@ -443,15 +451,21 @@ def main(arguments):
         print("usage: python -m vlmx.report WORKDIR", file=sys.stderr)
         return 2
     try:
-        path = write(arguments[0])
+        path, results = write(arguments[0]), load(arguments[0])
+        with whole(arguments[0]):
+            print(text(results))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    results = load(arguments[0])
-    said = vl_report.table if results.get("family") == "vl" else table
-    print(tables.text(results) if "cells" in results else said(results))
     print(f"wrote {path}")
     return 0
+
+
+def text(results):
+    """The tables of any results for the terminal."""
+    if "cells" in results:
+        return tables.text(results)
+    return vl_report.table(results) if results.get("family") == "vl" else table(results)
 
 
 if __name__ == "__main__":
