@@ -55,7 +55,7 @@ def benchmark(
     config.data.name = name
     config.data.root = ""  # where the data sets lie
     config.data.file = ""  # csv only: the table, if it is not `root`
-    config.data.split_file = ""  # published benchmarks: another split file in CoOp's format
+    config.data.split_file = ""  # published benchmarks and folder: another split file in CoOp's format
     config.data.templates = ()  # instead of the data set's own
     config.data.classnames = ""  # a file with other class names
     config.data.augment = augment  # in training: "none" (features are stored) or "crop" (random crops and flips)

@@ -13,8 +13,8 @@ from vlmx.errors import UserError
     [
         (b"", "empty"),
         (b" \n", "empty"),
-        (b'{"a": 1', "no whole json"),
-        (b'{"a": 1}\n{"b": 2}', "no whole json (Extra data at line 2, column 1)"),
+        (b'{"a": 1', "no valid json"),
+        (b'{"a": 1}\n{"b": 2}', "no valid json (Extra data at line 2, column 1)"),
         (b"\xff\xfe{\x00", "not UTF-8 text"),
         (b"\x89PNG\r\n", "not UTF-8 text"),
         (b"[]", "a list, not an object"),

@@ -4,6 +4,7 @@ import hashlib
 import io
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from vlmx.data import transforms
 from vlmx.data.transforms import BadImage, decode
+from vlmx.models.clip import ClipConfig, Resize, ViT
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (40, 60, 3), np.uint8)
@@ -200,3 +202,38 @@ def test_boxes_that_never_fit_become_the_largest_centred_one():
     assert transforms.random_box(300, 20, rng, (1, 1), (3 / 4, 4 / 3)) == (0, 136, 20, 27)
     assert transforms.random_box(20, 300, rng, (1, 1), (3 / 4, 4 / 3)) == (136, 0, 27, 20)
     assert transforms.random_box(1, 1, rng, (0.08, 0.2), (3 / 4, 4 / 3)) == (0, 0, 1, 1)
+
+
+def tower(**resize):
+    """A ClipConfig of 20 pixels a side."""
+    return ClipConfig(8, ViT(8, 1, 1, 8, image_size=20, patch=10), None, resize=Resize(**resize))
+
+
+def test_a_checkpoints_own_way_to_a_square():
+    img = decode(np.random.default_rng(0).integers(0, 256, (41, 90, 3), np.uint8))
+    same = {
+        transforms.for_tower(tower()): partial(transforms.center, size=20),
+        transforms.whole_for_tower(tower()): partial(transforms.squash, size=20),
+        transforms.crop_for_tower(tower(), [0.5, 1]): partial(transforms.random_crop, size=20, scale=(0.5, 1)),
+    }
+    assert all((got.func, got.keywords) == (want.func, want.keywords) for got, want in same.items())
+
+    got = transforms.for_tower(tower(interpolation="bilinear", scale=1.2))(img)
+    want = img.resize((52, 24), Image.Resampling.BILINEAR).crop((16, 2, 36, 22))
+    np.testing.assert_array_equal(got, np.asarray(want))
+
+    squashed = np.asarray(img.resize((20, 20), Image.Resampling.BILINEAR))
+    for of in (transforms.for_tower, transforms.whole_for_tower):
+        np.testing.assert_array_equal(of(tower(mode="squash", interpolation="bilinear"))(img), squashed)
+
+    for fill, color in (128, (128, 128, 128)), ((1, 2, 3), (1, 2, 3)):
+        for of in (transforms.for_tower, transforms.whole_for_tower):
+            got = of(tower(mode="longest", fill=fill))(img)
+            np.testing.assert_array_equal(got[5:14], np.asarray(img.resize((20, 9), Image.Resampling.BICUBIC)))
+            assert (got[:5] == color).all() and (got[14:] == color).all()
+    assert transforms.for_tower(tower(mode="longest"))(decode(np.zeros((1, 3000), np.uint8))).shape == (20, 20, 3)
+    crop = transforms.crop_for_tower(tower(mode="squash", interpolation="bilinear"), (1, 1))
+    box = transforms.random_box(*img.size, np.random.default_rng(3), (1, 1), (3 / 4, 4 / 3))
+    want = transforms.resized_crop(img, box, 20, Image.Resampling.BILINEAR)
+    got = crop(img, rng=np.random.default_rng(3))
+    assert (got == want).all() or (got == want[:, ::-1]).all()

@@ -1,8 +1,10 @@
 """Metrics of questions and captions: fixtures of the official tools, and their corners."""
 
+import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from golden_cases import load
@@ -58,14 +60,19 @@ TEXTS = {
 }  # fmt: skip
 
 
+# The same of 600 awkward captions: fractions, currencies, emoji, quotes, URLs, entities, abbreviations, other scripts.
+AWKWARD = json.loads((Path(__file__).parent / "ptb_captions.json").read_text())
+
+
 def test_words():
-    assert {text: " ".join(ptb.words(text)) for text in TEXTS} == TEXTS
+    assert {text: " ".join(ptb.words(text)) for text in TEXTS | AWKWARD} == TEXTS | AWKWARD
 
 
 @pytest.mark.skipif(not shutil.which("java"), reason="Stanford's tokenizer needs Java")
 def test_words_are_stanfords(tmp_path):
-    """The table above is the tool's own answer."""
-    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    """The tables above are the tool's own answer."""
+    texts = TEXTS | AWKWARD
+    (tmp_path / "texts").write_text("\n".join(texts))
     jar = caption.FOLDER / "tokenizer/stanford-corenlp-3.4.1.jar"
     command = ["java", "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     lines = subprocess.run([*command, tmp_path / "texts"], capture_output=True, text=True, check=True).stdout.split(
@@ -73,7 +80,7 @@ def test_words_are_stanfords(tmp_path):
     )
     left_out = ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
     said = [" ".join(w for w in line.split() if w not in left_out) for line in lines]
-    assert said[: len(TEXTS)] == list(TEXTS.values())
+    assert said[: len(texts)] == list(texts.values())
 
 
 def test_captions_without_java(monkeypatch):
@@ -111,3 +118,20 @@ def test_choices_and_statements():
     said, true = ["true", "false", "true"], ["true", "false", "false"]
     assert vqa.consistency(said, true, ["s", "s", "t"]) == 50
     assert vqa.vqa_accuracy("red", ["red"] * 3 + ["blue"] * 7) == pytest.approx((3 * 2 / 3 + 7) / 10)
+
+
+# What the official code since March 2021 (GT-Vision-Lab/VQA) says, found by running it.
+CASES_2021 = [
+    ("none", ["none"] * 10, 100.0), ("none", ["0"] * 2 + ["none"] * 8, 100.0),
+    ("dog", ["a dog"] * 7 + ["dog"] * 2 + ["cat"], 100.0), ("the dog", ["the dog"] * 10, 100.0),
+    ("on left", ["on the left"] * 8 + ["left"] * 2, 100.0), ("Yes", ["yes"] * 10, 0.0),
+    ("2", ["2"] * 4 + ["two"] * 6, 100.0), ("red", ["red"] * 2 + ["blue"] * 8, 60.0), ("a\ncat ", ["a cat"] * 10, 100.0),
+]  # fmt: skip
+
+
+def test_both_official_rules_of_vqa():
+    for said, people, expected in CASES_2021:
+        question = {"answers": people, "question_type": None, "answer_type": None}
+        assert vqa.vqa([said], [question])["accuracy_2021"] == expected, (said, people)
+    before = [100 * vqa.vqa_accuracy(said, people) for said, people, _ in CASES_2021]
+    assert before == pytest.approx([0, 60, 60, 0, 0, 100, 100, 60, 0])

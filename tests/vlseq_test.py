@@ -312,6 +312,23 @@ def test_variant(name, family, tmp_path):
         variant.load(tmp_path, variant.shapes(chosen, model, len(TASKS)), "def")
 
 
+def test_a_skipped_step_leaves_parameters_and_moments_alone_and_counts_go_on():
+    model, pad = backbone("bart"), CONFIGS["bart"].pad
+    chosen, v = start("adapter_prompt", "bart")
+    step = jax.jit(multitask.make_step(chosen, lambda n: 0.01, skip=True))
+    state = {**v, "opt": multitask.moments(v["train"], len(TASKS)), "step": jnp.zeros((), jnp.int32)}
+    state, _ = step(state, model, batch(1, pad), jax.random.key(0))
+    b = batch(1, pad)
+    after, metrics = step(state, model, b | {"weight": b["weight"] * jnp.nan}, jax.random.key(1))
+    assert metrics["bad"] > 0 and after["step"] == 2
+    for old, new in zip(*(jax.tree.leaves({k: s[k] for k in ("train", "opt")}) for s in (state, after)), strict=True):
+        if jnp.issubdtype(old.dtype, jnp.inexact):
+            np.testing.assert_array_equal(old, new)
+    for part in ("own", "shared", "backbone"):
+        t = [np.atleast_1d(s["opt"][part]["t"])[-1 if part != "own" else 1] for s in (state, after)]
+        assert t == [1, 2]
+
+
 def test_one_backbone_serves_many_checkpoints():
     chosen = variant.make("multiple_adapters", reduction=4)
     model, b = backbone("bart"), batch(pad=1)

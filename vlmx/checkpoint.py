@@ -171,24 +171,15 @@ def _read(folder):
 
 
 def refuse_other(where, saved, asked):
-    """UserError with both values of everything in which a checkpoint differs from what is asked for. The recipe is
-    compared setting by setting, and only where it is saved: older versions of vlmx did not save it."""
-    saved, asked = _by_setting(saved), _by_setting(asked if "recipe" in saved else _without(asked, "recipe"))
+    """UserError with both values of everything in which a checkpoint differs from what is asked for. "training", its
+    settings, is compared one by one, and only where it is saved: older versions of vlmx did not save it."""
+    if "training" not in saved:
+        asked = {k: v for k, v in asked.items() if k != "training"}
+    saved, asked = ({**meta, **meta.get("training", {}), "training": None} for meta in (saved, asked))
     keys = [k for k in dict.fromkeys([*saved, *asked]) if saved.get(k) != asked.get(k)]
     if keys:
         lines = [f"  {k}: the checkpoint has {saved.get(k)!r}, this run asks for {asked.get(k)!r}" for k in keys]
         raise UserError("\n".join([f"The checkpoint in {where} is of another run:", *lines, "Use another --workdir."]))
-
-
-def _by_setting(meta):
-    """`meta` with an entry "recipe.<...>" for each setting of its recipe."""
-    recipe = {"recipe": meta.get("recipe", {})}
-    names = [path.replace("/", ".") for path in partition.paths(recipe)]
-    return _without(meta, "recipe") | dict(zip(names, jax.tree.leaves(recipe), strict=True))
-
-
-def _without(meta, key):
-    return {k: v for k, v in meta.items() if k != key}
 
 
 def export(folder, v, meta):

@@ -3,6 +3,7 @@
 Killed in the middle of writing, the old file is still there. In a run of several processes only the first one writes.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -55,6 +56,8 @@ def read_text(path, advice="", limit=LIMIT, errors="strict"):
         if (size := path.stat().st_size) > limit:
             raise UserError(f"{path}: {size:,} bytes; such a file has {limit:,} at most. {advice}".rstrip())
         return path.read_bytes().decode("utf-8-sig", errors)
+    except UserError:  # a ValueError too
+        raise
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}). {advice}".rstrip()) from e
     except UnicodeDecodeError as e:
@@ -68,10 +71,11 @@ def read_json(path, advice="", kind=dict, limit=LIMIT):
 
     Args:
         path, advice, limit: as of `read_text`.
-        kind: type of the content, or several: dict, list, ...
+        kind: type of the content, or several: dict, list, (int, float), ...; {key: kind} is an object with these keys
+            at least, [kind] a list of these.
 
     Raises:
-        UserError: as `read_text`, or the file is empty, no whole json, or json of another kind.
+        UserError: as `read_text`, or the file is empty, no valid json, or json of another kind.
     """
     return parse_json(read_text(path, advice, limit), path, advice, kind)
 
@@ -86,17 +90,46 @@ def parse_json(text, where, advice="", kind=dict):
         content = json.loads(text)
     except json.JSONDecodeError as e:
         place = f" at line {e.lineno}, column {e.colno}" if "\n" in text.strip() else f" at column {e.colno}"
-        problem = f"no whole json ({e.msg}{place})" if text.strip() else "empty"
+        problem = f"no valid json ({e.msg}{place})" if text.strip() else "empty"
     except RecursionError:
         problem = "json with too many brackets inside each other"
     except ValueError as e:  # a number of more digits than Python reads
         problem = f"no usable json ({str(e).partition(';')[0]})"
     else:
-        if isinstance(content, kind):
+        problem = describe_problem(content, kind)
+        if not problem:
             return content
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        problem = f"{describe_kind(content)}, not {' or '.join(KINDS.get(k, 'a number') for k in kinds)}"
     raise UserError(f"{where}: {problem}. {advice}".rstrip())
+
+
+def describe_problem(content, kind):
+    """Return where and how json content is of another kind than `read_json` asks for, in words; "" where it is not."""
+    if isinstance(kind, dict) and isinstance(content, dict):
+        inner = [(repr(key), content.get(key), kind[key], key in content) for key in kind]
+    elif isinstance(kind, list) and isinstance(content, list):
+        inner = [(f"entry {i}", value, kind[0], True) for i, value in enumerate(content)]
+    else:
+        kinds = kind if isinstance(kind, tuple) else (kind if isinstance(kind, type) else type(kind),)
+        is_kind = isinstance(content, kinds) and (bool in kinds or not isinstance(content, bool))
+        words = dict.fromkeys(KINDS.get(k, "a number") for k in kinds)
+        return "" if is_kind else f"{describe_kind(content)}, not {' or '.join(words)}"
+    for name, value, inner_kind, is_there in inner:
+        if not is_there:
+            return f"no {name} in it"
+        if problem := describe_problem(value, inner_kind):
+            return f"{name}: {problem}"
+    return ""
+
+
+@contextlib.contextmanager
+def reading(path, advice=""):
+    """Within it, what goes wrong with the content of a file that vlmx wrote is a UserError that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(f"{path}: not as vlmx wrote it ({type(e).__name__}: {e}). {advice}".rstrip()) from e
 
 
 def describe_kind(value):

@@ -79,6 +79,7 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
 
     # ---- go on where it was
     meta = meta | {"draws": [[draw.shots, draw.seed] for draw in draws], "total_steps": total, "rates": rates}
+    meta |= {"training": settings.training(config, recipe)}
     nothing = {"accuracy": np.full(len(draws), -1, np.float32), "step": np.zeros(len(draws), np.int32)}
     best = {**shard.gather(mesh, v), **nothing} if config.checkpoint_best else {}
     whole = lambda state: {**state, "best": shard.place(best, shard.on(mesh))} if best else state

@@ -293,11 +293,9 @@ def write(workdir, title, plans):
 def read_plans(path):
     """The plans of a plan.json. UserError where it is damaged."""
     advice = "Remove it, or give another --workdir."
-    plans = files.read_json(path, advice).get("plans")
-    try:
+    plans = files.read_json(path, advice, {"plans": [dict]})["plans"]
+    with files.reading(path, advice):
         table(plans)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-        raise UserError(f"{path} does not hold whole plans ({type(e).__name__}: {e}). {advice}") from e
     return plans
 
 

@@ -1,22 +1,26 @@
 """What a tuned checkpoint says of pictures.
 
     python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image x.jpg more.jpg
-    python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image x.jpg --classes cat,dog
+    python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image folder table.csv --classes 'cat,"a, b"'
     python -m vlmx.predict --checkpoint runs/scenes_vl/single_adapter/tuned --image x.jpg --text "vqa: what is it?"
 
 Of a method for CLIP: the likeliest classes with their probabilities. Of a variant of VL-T5 or VL-BART: its answer to
 the text, which begins with the task's prefix (video tasks: ends with it); two pictures for a task of pairs, a video or
 its frames for one of videos. --attention out.png draws where it looks meanwhile (vlmx/attention.py). Many at once:
 --jsonl FILE, lines {"image": path} or {"image": [path, path], "text": text}; each comes back with "classes" or
-"answer", or "error", on standard output or in --out.
+"answer", or "error", on standard output or in --out. Exit status 2 where no image could be read.
+
+A checkpoint may name only methods of vlmx; another one is imported only where --allow-methods names it.
 """
 
 import argparse
 import contextlib
+import csv
 import functools
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -27,9 +31,9 @@ from PIL import Image
 
 from vlmx import checkpoint, files, partition, shard, variant
 from vlmx import method as methods
-from vlmx.data import pipeline, transforms
+from vlmx.data import image_files, pipeline, transforms
 from vlmx.data.task import Split
-from vlmx.errors import UserError, unknown
+from vlmx.errors import WRONG, UserError, unknown
 from vlmx.models import zoo
 
 TOP = 5
@@ -120,7 +124,7 @@ class Classifier:
         titles = [os.fspath(image) if isinstance(image, os.PathLike | str) else f"image {i}"
                   for i, image in enumerate(images)]  # fmt: skip
         part = Split(images, np.zeros(len(images), np.int32), titles)
-        batch = min(batch, len(images)) or 1
+        batch = max(min(batch, len(images)), 1)
         for b in pipeline.eval_batches(part, self.transform, batch, upright=self.upright, bad=bad):
             real = b["weight"] > 0
             out = self.apply(self.v, self.model, self.consts, b["image"])
@@ -165,8 +169,9 @@ def _refuse_misfit(folder, method, model, task, v):
 
     def arrays_of(M):
         """The shapes of a training on M images, by path."""
-        support = {"features": jnp.zeros((M, E)), "label": jnp.zeros(M, int)}
-        support |= {"prior": {"text_features": jnp.zeros((C, E))}} if method.prior else {}
+        of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+        support = {"features": of(jnp.float32, M, E), "label": of(jnp.int32, M)}
+        support |= {"prior": {"text_features": of(jnp.float32, C, E)}} if method.prior else {}
         start = lambda model, consts, support: methods.start(method, jax.random.key(0), model, consts, support)
         return jax.eval_shape(start, model, consts, support)
 
@@ -216,6 +221,7 @@ class Answerer:
 
     def __init__(self, folder, model=None, tower=None, allow_methods=()):
         from vlmx.data import vl_forms
+        from vlmx.extract import WHAT
         from vlmx.models.vlseq import Visual
 
         meta = checkpoint.read_about(folder, ("variant", "hyper", "backbone", "tasks", "visual"))
@@ -227,9 +233,12 @@ class Answerer:
                 f"the config.json of the run is not above {folder}: name the language model with --model, the CLIP "
                 "whose features it was tuned on with --tower."
             )
+        self.what = meta.get("what", "grid")
+        if self.what not in WHAT:
+            raise unknown(f"value of tower.what in the config.json above {folder}:", self.what, WHAT)
         with _fitting(folder):
             self.chosen, visual = variant.make(meta["variant"], **meta["hyper"]), Visual(**meta["visual"])
-        loaded = zoo.load_seq(model, visual=visual, seed=meta.get("seed", 0))
+            loaded = zoo.load_seq(model, visual=visual, seed=meta.get("seed", 0))
         self.model, digest, self.words, self.tasks = loaded.model, loaded.digest, loaded.tokenizer, []
         if meta.get("start"):
             self.model, digest = variant.begun(self.model, meta["start"], digest)
@@ -294,7 +303,7 @@ class Answerer:
             asked.append((number, Example("", names, rest)))
 
         def pixels(part):
-            return np.stack([self.transform(picture) for picture in self.pictures(*part)])
+            return map(self.transform, self.pictures(*part))
 
         batch = min(len(wanted), 32)
         features = dict(encode(self.clip, wanted, pixels, WHAT[self.what], batch, self.mesh))
@@ -321,19 +330,19 @@ class Answerer:
         return World(config, None, self.mesh, tasks, features, self.model, self.words, None), mix
 
     def pictures(self, video, refs):
-        """PIL images; of a video's file its frames, as many a second as were tuned on. Raises BadImage."""
+        """PIL images, one after the other; of a video's file its frames, as many a second as were tuned on. Raises
+        BadImage."""
         from vlmx.data import video as videos
 
         if video and len(refs) == 1 and isinstance(refs[0], str) and refs[0].lower().endswith(videos.VIDEOS):
-            return list(videos.frames(refs[0], videos.RATE))
-        return [transforms.decode(ref) for ref in refs]
+            return videos.frames(refs[0], videos.RATE)
+        return map(transforms.decode, refs)
 
 
 # -------------------------------------------------------------------- the command
-def classify(args, requests):
+def classify(args, requests, classes):
     """Rows {"image", "classes": {name: probability}} or {"image", "error"}."""
-    classes = [c.strip() for c in args.classes.split(",") if c.strip()]
-    model = Classifier(args.checkpoint, classes, args.model)
+    model = Classifier(args.checkpoint, classes, args.model, args.allow_methods)
     p, bad = model([r["image"][0] for r in requests], args.batch)
     reasons = {b.index: b.reason for b in bad}
     for i, request in enumerate(requests):
@@ -344,44 +353,114 @@ def classify(args, requests):
             yield {"image": request["image"][0], "classes": {model.classes[c]: round(float(p[i, c]), 6) for c in best}}
 
 
-def answer(args, requests):
+def answer(args, requests, classes):
     """Rows {"image", "text", "answer"} or {..., "error"}."""
-    model = Answerer(args.checkpoint, args.model, args.tower)
+    del classes  # an answer is free text
+    model = Answerer(args.checkpoint, args.model, args.tower, args.allow_methods)
     if args.attention:
         from vlmx import attention
 
         seen = attention.attend(model, requests[0]["image"], requests[0]["text"])
         files.write(args.attention, attention.png(seen.figure()))
-        said = [seen.answer]
+        answers = [seen.answer]
     else:
-        said = model([(r["text"], r["image"]) for r in requests])
-    for request, a in zip(requests, said, strict=True):
+        answers = model([(r["text"], r["image"]) for r in requests])
+    for request, a in zip(requests, answers, strict=True):
         yield request | ({"error": str(a)} if isinstance(a, Exception) else {"answer": a})
 
 
+def class_names(text, learnt=()):
+    """Return the names that --classes lists: separated by commas, quoted where one contains a comma; or the lines of a
+    file. Spaces that repeat count as one, except where a name that was tuned on has them.
+
+    Args:
+        text: the word of the command line, or the path of a file, with or without @ in front.
+        learnt: the names that were tuned on.
+    """
+    if text.startswith("@") or os.path.isfile(text):
+        advice = "--classes: expected a file with a name in each line."
+        names = files.read_text(text.removeprefix("@"), advice).split("\n")
+    else:
+        try:
+            names = [name for row in csv.reader([text], skipinitialspace=True, strict=True) for name in row]
+        except csv.Error as e:
+            raise UserError(f'--classes {text!r}: {e}; expected names as in "cat, domestic",dog.') from e
+    spelled = {" ".join(name.split()): name for name in learnt}
+    names = [" ".join(name.split()) for name in names]
+    names = [spelled.get(name, name) for name in names if name]
+    if text and not names:
+        raise UserError(f"--classes {text}: no name in it; expected names with commas between, or a file of them.")
+    return names
+
+
+def list_files(words):
+    """Return the image files that --image names: files, all images in folders, the rows of tables (.csv with a column
+    `path` or `image`; relative paths are below the table's folder)."""
+    paths = []
+    for word in words:
+        if os.path.isdir(word):
+            found = image_files.list_images(word, Counter())
+            if not found:
+                raise UserError(f"--image {word}: a folder without images.")
+            paths += [os.path.join(word, path) for path in found]
+        elif word.lower().endswith(".csv"):
+            paths += _rows_of_table(word)
+        else:
+            paths.append(word)
+    return paths
+
+
+def _rows_of_table(file):
+    advice = "Expected a table with commas, whose first line names a column `path` or `image`."
+    text = files.read_text(file, advice)
+    try:
+        head, *rows = csv.reader(text.splitlines(), strict=True)
+        column = next(i for i, name in enumerate(head) if name.strip().lower() in ("path", "image"))
+        paths = [row[column].strip() for row in rows if row]
+    except (csv.Error, IndexError, StopIteration, ValueError) as e:
+        raise UserError(f"--image {file}: not such a table. {advice}") from e
+    if not all(paths) or not paths:
+        raise UserError(f"--image {file}: {'a row without a path' if paths else 'no rows'}. {advice}")
+    return [os.path.join(os.path.dirname(file), path) for path in paths]
+
+
 def requests_of(args):
-    """What is asked, as [{"image": [paths], "text"}]. UserError for lines that are not as they should be."""
-    if not args.jsonl:
-        together = [args.image] if args.text else [[path] for path in args.image]
-        return [{"image": paths, "text": args.text} for paths in together]
+    """What is asked, as [{"image": [paths], "text"}]. UserError for lines that are not as they should be, and where
+    there is none of the files."""
+    requests = _lines_of(args) if args.jsonl else _asked_at_once(args)
+    paths = [path for request in requests for path in request["image"]]
+    if not any(map(os.path.isfile, paths)):
+        several = f" and {len(paths) - 1} more: none of them" if len(paths) > 1 else ""
+        raise UserError(f"{image_files.printable(paths[0])}{several}: no such image file.")
+    return requests
+
+
+def _asked_at_once(args):
+    paths = list_files(args.image)
+    return [{"image": some, "text": args.text} for some in ([paths] if args.text else [[path] for path in paths])]
+
+
+def _lines_of(args):
+    expected = 'expected {"image": path or [paths]}, with "text" for language models.'
     try:
         lines = Path(args.jsonl).read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:  # no UTF-8, no path
         raise UserError(f"--jsonl {args.jsonl}: {getattr(e, 'strerror', None) or f'not UTF-8 text ({e})'}.") from e
-    rows, expected = [], 'expected {"image": path or [paths]}, with "text" for language models.'
+    requests = []
     for n, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as e:
-            raise UserError(f"{args.jsonl}, line {n}: no valid json ({e.msg}); {expected}") from e
-        if row is None:
+        if not line.strip():
             continue
-        paths, text = (row.get("image"), row.get("text", args.text)) if isinstance(row, dict) else (None, None)
+        row = files.parse_json(line, f"{args.jsonl}, line {n}", expected)
+        paths, text = row.get("image"), row.get("text", args.text)
         paths = [paths] if isinstance(paths, str) else paths
-        if not isinstance(paths, list) or not all(isinstance(x, str) for x in [*paths, text]) or not paths:
+        if not isinstance(paths, list) or not paths or not all(map(checkpoint.is_text, paths)):
             raise UserError(f"{args.jsonl}, line {n}: {expected}")
-        rows.append({"image": paths, "text": text})
-    return rows
+        if not isinstance(text, str) or text and not checkpoint.is_text(text):
+            raise UserError(f"{args.jsonl}, line {n}: {expected}")
+        requests.append({"image": paths, "text": text})
+    if not requests:
+        raise UserError(f"--jsonl {args.jsonl}: no line in it; {expected}")
+    return requests
 
 
 def told(row):
@@ -397,19 +476,24 @@ def told(row):
 def run(args):
     """What the command line asks for; returns the rows."""
     folder = Path(args.checkpoint)
-    _, meta = checkpoint.read(folder)
-    requests = requests_of(args)
+    meta = checkpoint.read_about(folder)
     seq = "variant" in meta
-    if seq and not all(r["text"] for r in requests):
-        raise UserError(f'{folder} is of a language model: say what is asked with --text, or "text" in each line.')
+    if not seq and "method" not in meta:
+        raise UserError(f"{folder}/tuned.json names no method and no variant. {checkpoint.AGAIN}")
     if seq and args.classes:
         raise UserError(f"{folder} is of a language model; --classes are for methods of CLIP.")
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: expected a number of images, at least 1.")
+    requests, classes = requests_of(args), class_names(args.classes, meta.get("classes", ()))
+    if seq and not all(r["text"] for r in requests):
+        raise UserError(f'{folder} is of a language model: say what is asked with --text, or "text" in each line.')
     if args.attention and (not seq or len(requests) > 1):
         raise UserError("--attention draws one question to a language model: --image and --text, without --jsonl.")
     if not seq and (args.text or any(len(r["image"]) > 1 for r in requests)):
         raise UserError(f"{folder} is of {meta['method']}, which classifies pictures one by one: without --text.")
-    rows = list((answer if seq else classify)(args, requests))
+    rows = list((answer if seq else classify)(args, requests, classes))
     lines = [json.dumps(row, ensure_ascii=False) if args.jsonl or args.out else told(row) for row in rows]
+    lines = [image_files.printable(line) for line in lines]  # names that are not UTF-8
     if args.out:
         files.write(args.out, "".join(line + "\n" for line in lines))
     else:
@@ -425,9 +509,16 @@ def arguments(argv):
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder with tuned.safetensors and .json")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--image", nargs="+", metavar="FILE", help="picture files")
+    what.add_argument("--image", nargs="+", metavar="FILE", help="image files, folders of them, tables (.csv)")
     what.add_argument("--jsonl", metavar="FILE", help="many, a json object a line")
-    parser.add_argument("--classes", default="", help="with commas between; default: those that were tuned on")
+    parser.add_argument(
+        "--classes", default="", metavar="NAMES", help="with commas between, quoted where a name has one, as in "
+        "'\"cat, domestic\",dog'; or a file with a name a line; default: those that were tuned on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-methods", default=(), metavar="MODULE,...", type=lambda text: tuple(text.split(",")),
+        help="modules outside of vlmx that the checkpoint may name; importing one runs it",
+    )  # fmt: skip
     parser.add_argument("--text", default="", help="what is asked, as 'vqa: what colour is the circle?'")
     parser.add_argument("--attention", metavar="FILE.png", help="where the model looks, drawn over the pictures")
     parser.add_argument("--model", help="where the backbone lies, if not where the run found it")
@@ -441,8 +532,11 @@ def main(argv):
     """The command; returns the exit status."""
     from vlmx import main as command  # it defines flags: not where another command imports this file
 
-    args = arguments(argv)
-    command.guarded(lambda: run(args), args.out or ".")
+    args, rows = arguments(argv), []
+    command.guarded(lambda: rows.extend(run(args)), args.out or ".")
+    if all("error" in row for row in rows):
+        print("\nerror: no image could be read.", file=sys.stderr)
+        return WRONG
     return 0
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from vlmx import checkpoint, fields, fit, logs, method, optim, partition, settings, streams
+from vlmx import checkpoint, fields, files, fit, logs, method, optim, partition, settings, streams
 from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
 from vlmx.errors import UserError
 from vlmx.models import convert
@@ -121,9 +121,9 @@ def finish(folder, config, params, began, figures):
         "config": config.to_dict(), "parameters": partition.count(params),
         "minutes": round((time.monotonic() - began) / 60, 1), **figures,
     }  # fmt: skip
-    (folder / "pretrain.json").write_text(json.dumps(made, indent=2) + "\n")
+    files.write(folder / "pretrain.json", json.dumps(made, indent=2) + "\n")
     logs.say(f"written to {folder} in {made['minutes']} minutes")
-    return json.loads((folder / "pretrain.json").read_text())
+    return files.read_json(folder / "pretrain.json")
 
 
 def finished(folder):
@@ -131,7 +131,7 @@ def finished(folder):
     if not (folder / "pretrain.json").exists():
         return None
     logs.say(f"{folder.parent} holds a finished pre-training; give another --workdir to train again")
-    return json.loads((folder / "pretrain.json").read_text())
+    return files.read_json(folder / "pretrain.json", "Remove it and run the same command again.")
 
 
 # ------------------------------------------------------------------------------------------------ text

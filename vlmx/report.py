@@ -1,7 +1,6 @@
 """The page and the table that a run ends in, made from `results.json` alone. Again: `python -m vlmx.report WORKDIR`."""
 
 import base64
-import contextlib
 import io
 import json
 import math
@@ -24,6 +23,7 @@ HEADLINE = (
     ("new", "base_to_new", "new"),
     ("HM", "base_to_new", "hm"),
 )
+AGAIN = "Remove it and run the command again to write it: what is finished is read back."
 MISTAKES = 21  # pictures shown per run: three rows of the page
 
 
@@ -33,7 +33,7 @@ def load(workdir):
     path = Path(workdir) / "results.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: give the --workdir of a run that has finished")
-    return files.read_json(path, "Expected what a finished run writes: run the command again to write it.")
+    return files.read_json(path, AGAIN)
 
 
 def duration(seconds):
@@ -412,25 +412,14 @@ def write(workdir):
     """
     workdir = Path(workdir)
     results = load(workdir)
-    with whole(workdir):
-        contents = pages(results, workdir)
+    with files.reading(workdir / "results.json", AGAIN):
+        try:
+            contents = pages(results, workdir)
+        except jinja2.TemplateError as e:  # a part that a page asks for is missing
+            raise ValueError(e) from e
     for name, content in contents.items():
         files.write(workdir / name, content)
     return workdir / "report.html"
-
-
-@contextlib.contextmanager
-def whole(workdir):
-    """Raise a UserError where results.json turns out to be something else than a run writes."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError) as e:
-        raise UserError(
-            f"{Path(workdir) / 'results.json'} is not as a run writes it ({type(e).__name__}: {e}). "
-            "Run the command again to write it."
-        ) from e
 
 
 def pages(results, workdir):
@@ -452,7 +441,7 @@ def main(arguments):
         return 2
     try:
         path, results = write(arguments[0]), load(arguments[0])
-        with whole(arguments[0]):
+        with files.reading(Path(arguments[0]) / "results.json", AGAIN):
             print(text(results))
     except UserError as error:
         print(error, file=sys.stderr)

@@ -16,11 +16,16 @@ from vlmx import fields, optim, shard
 from vlmx import method as methods
 from vlmx.data import protocols, task
 from vlmx.errors import UserError, unknown
-from vlmx.files import write_json
+from vlmx.files import read_json, write_json
 
 # What may change from one session of a run to the next: no number depends on it.
 FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "features.", "checkpoint_keep")
 FREE += ("steps_per_call", "seeds_per_program", "data.bad_images")  # the last: a run stops before it has numbers
+# What a training rests on beside its images, its recipe and what a checkpoint says by itself.
+TRAINING = ("nonfinite", "batch", "batches", "temperature", "data.augment", "data.crop_scale", "data.templates")
+TRAINING += ("model.dtype", "model.param_dtype", "model.image_size", "model.act", "model.heads", "model.arch")
+TRAINING += ("model.truncate", "model.dropout", "tower.what")
+AGAIN = "Remove it and run the same command: what is finished is read back."
 
 
 def check(config):
@@ -238,7 +243,8 @@ def finished(config, workdir, write=True):
     path = workdir / "config.json"
     asked, saved = plain(config), None
     if path.exists():
-        saved = json.loads(path.read_text())
+        advice = "Remove it: what the checkpoints say of themselves is compared too."
+        saved = read_json(path, advice, {"recipe": dict})
         both = saved["recipe"].keys() & asked["recipe"].keys()
         same = [c | {"recipe": {m: c["recipe"][m] for m in both}} for c in (saved, asked)]
         flat = [dict(flatten(c)) for c in same]
@@ -255,9 +261,17 @@ def finished(config, workdir, write=True):
         write_json(path, asked)
     if not (workdir / "results.json").exists():
         return None
-    results = json.loads((workdir / "results.json").read_text())
+    results = read_json(workdir / "results.json", AGAIN, {"config": dict})
     whole = all(results["config"].get(key) == asked.get(key) for key in ("methods", "protocols", "shots"))
     return results if whole and not results.get("failed") else None
+
+
+def training(config, recipe):
+    """Return the settings that a training rests on, as its checkpoints say them: {dotted field: value}."""
+    recipe = {k: v for k, v in plain(recipe).items() if k != "hyper"}
+    values = dict(flatten(plain(config)))
+    values = {k: v for k, v in values.items() if k in TRAINING or k.startswith("batches.")}
+    return values | dict(flatten(recipe, "recipe."))
 
 
 def flatten(tree, prefix=""):

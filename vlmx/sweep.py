@@ -80,14 +80,15 @@ def plan(args, fields=()):
 def run(runs, workdir):
     """Make every run of `runs`, {name: config}, in a folder of `workdir`; returns what it writes to results.json."""
     from vlmx import report, settings, tables, train
-    from vlmx.files import write_json
+    from vlmx.files import reading, write_json
     from vlmx.logs import first_process, say
 
     began, workdir = time.monotonic(), Path(workdir).absolute()
     found = {name: tables.missing(name, config, settings.check(config)) for name, config in runs.items()}
     for name, config in runs.items():
         if done := settings.finished(config, workdir / name, write=False):  # or it is of another config: refused now
-            found[name] = tables.cells(name, done)
+            with reading(workdir / name / "results.json", settings.AGAIN):
+                found[name] = tables.cells(name, done)
     results = {"title": workdir.name, "command": " ".join(["python -m vlmx.sweep", *sys.argv[1:]])}
     for i, (name, config) in enumerate(runs.items(), 1):
         say(f"---- {name}: {i} of {len(runs)} runs")

@@ -17,7 +17,7 @@ from vlmx import checkpoint, evaluate, features, logs, partition, report, settin
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, task, transforms
 from vlmx.errors import Unwritable, UserError
-from vlmx.files import write_json
+from vlmx.files import read_json, write_json
 from vlmx.fit import fit, search, stack
 from vlmx.logs import say
 from vlmx.metrics import accuracy
@@ -36,6 +36,10 @@ from vlmx.world import (
     words,
     write_lists,
 )
+
+TESTED = "Remove it and run the same command: the method is tested again."
+RUN = {"method": str, "protocol": str, "shots": int, "trained_params": int, "trained_percent": (int, float)}
+RUN |= {"seconds": (int, float), "notes": [str], "settings": dict, "seeds": [dict], "summary": dict, "curve": dict}
 
 
 def run(config, workdir, go_on=False):
@@ -220,9 +224,18 @@ def cell(world, name, protocol, method, problem):
             found.append(test(world, name, protocol, method, problem, learnt, consts, mine, of(n), spent))
         else:
             say(f"{name}, {protocol}{settings.label(config, n)}: finished before")
-            saved = json.loads((of(n) / "result.json").read_text())
+            saved = read_json(of(n) / "result.json", TESTED, {"run": RUN, "mistakes": [dict]})
+            refuse_other_settings(config, name, protocol, of(n), saved)
             found.append((saved["run"], saved["mistakes"]))
     return found
+
+
+def refuse_other_settings(config, name, protocol, folder, saved):
+    """UserError where a finished result, `saved`, is of other settings than the config's."""
+    asked = {"hyper": json.loads(json.dumps(settings.hyper(config, name, protocol)))}
+    asked["training"] = settings.training(config, settings.recipe_of(config, name, protocol))
+    facts = {"hyper": saved["run"]["settings"]} | {k: saved[k] for k in ("training",) if k in saved}
+    checkpoint.refuse_other(folder, facts, asked)
 
 
 def test(world, name, protocol, method, problem, learnt, consts, fitted, folder, spent):
@@ -314,11 +327,13 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
     about = {"model": config.model.name, "image_size": config.model.image_size, "templates": world.dataset.templates}
     about |= {key: value for key, value in zoo.overrides(config.model).items() if value}
     about |= {"ensemble": learnt.ensemble, "upright": world.dataset.upright}  # what vlmx.predict has to know
+    about |= {"truncate": config.model.truncate}
     about |= {"make": recipe.method} if "method" in recipe else {}
     for draw, v in fitted:
         checkpoint.export(folder / f"seed_{draw.seed}", v, meta | {"seed": draw.seed} | about)
     if logs.first_process():
-        write_json(folder / "result.json", {"run": result, "mistakes": mistakes})
+        training = settings.training(config, recipe)
+        write_json(folder / "result.json", {"run": result, "mistakes": mistakes, "training": training})
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
     of_shots = f" ({shots} shots)" if settings.label(config, shots) else ""
     say(f"{name}, {protocol}{of_shots}: {shown} ({trained:,} trained parameters; {result['seconds']} s)")

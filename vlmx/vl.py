@@ -5,7 +5,6 @@
 
 import dataclasses
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from vlmx import features, fields, logs, report, settings, shard, variant, vl_ex
 from vlmx.data import transforms, vl, vl_features
 from vlmx.data.task import Split
 from vlmx.errors import UserError
-from vlmx.files import write_json
+from vlmx.files import read_json, write_json
 from vlmx.logs import say
 from vlmx.models import zoo
 from vlmx.models.clip import Clip
@@ -87,6 +86,7 @@ def run(config, workdir):
                 **{f"n_{part}": len(getattr(t, part)) for part in ("train", "val", "test")},
                 "metric": next(iter(baselines[t.name]["test"])),
                 "baseline": baselines[t.name],
+                "explained": dict(t.explained),
                 "notes": list(t.notes),
             }
             for t in tasks
@@ -200,7 +200,8 @@ def cell(world, name, chosen):
     config, folder = world.config, world.workdir / name.replace(".", "_")
     if (folder / "result.json").exists():
         say(f"{name}: finished before")
-        saved = json.loads((folder / "result.json").read_text())
+        advice = "Remove it and run the same command: the variant is tested again."
+        saved = read_json(folder / "result.json", advice, {"run": dict, "examples": [dict]})
         return saved["run"], saved["examples"]
     began, recipe = time.monotonic(), config.recipe[name]
     trained, total, lines = variant.summary(chosen, world.model, len(world.tasks))

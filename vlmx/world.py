@@ -90,6 +90,8 @@ def load_target(config, name, workdir):
     """Another data set to test on, read as the config's own is."""
     target = task.load(target_data(config, name), workdir)
     say(f"target: {name}, {len(target.classnames)} classes, {len(target.test.labels)} test images")
+    for note in target.notes:
+        say(f"  note: {note}")
     return target
 
 

@@ -109,6 +109,47 @@ def test_pt_files(tmp_path):
         convert.read(tmp_path / "list.pt")
 
 
+@pytest.mark.parametrize("path", [("model",), ("model_state_dict",), ("model", "state_dict"), ("module",)])
+def test_weights_inside_what_a_training_loop_saves(tmp_path, path):
+    state = {k: torch.from_numpy(v.copy()) for k, v in load_file(BACKBONE / "model.safetensors").items()}
+    state["logit_scale"] = state["logit_scale"].reshape(1)
+    for key in reversed(path):
+        state = {key: state, "epoch": 3, "rng": torch.zeros(2), "optimizer": {"state": {0: torch.zeros(3)}}}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((BACKBONE / "config.json").read_bytes())
+    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path)[1], convert.read(BACKBONE)[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"logit_scale": torch.tensor(1.0).to(torch.float8_e4m3fn)}, "not floating-point: logit_scale"),
+        ({"logit_scale": torch.tensor(1j)}, "not floating-point: logit_scale"),
+        ({"logit_scale": torch.zeros(2, 2).to_sparse()}, "misshapen: logit_scale"),
+        ({"logit_scale": torch.zeros((), device="meta")}, "not floating-point: logit_scale"),
+        ({1: torch.zeros(2)}, "expected names of tensors, got int 1"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path, change, reason):
+    state = {k: torch.from_numpy(v.copy()) for k, v in load_file(BACKBONE / "model.safetensors").items()}
+    torch.save(state | change, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((BACKBONE / "config.json").read_bytes())
+    with pytest.raises(UserError, match=reason):
+        convert.read(tmp_path)
+
+
+def test_a_pickle_that_runs_code_is_refused_without_advice_to_run_it(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    for name, new in ("a.pt", True), ("b.pt", False):
+        torch.save({"x": Evil()}, tmp_path / name, _use_new_zipfile_serialization=new)
+        with pytest.raises(UserError, match="plain weights") as error:
+            convert.read(tmp_path / name)
+        assert "False" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
 def test_the_export_that_a_torchscript_archive_is_told_to_take_works(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; OpenAI's archives stay what they are

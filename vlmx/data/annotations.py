@@ -5,12 +5,13 @@ File names are listed sorted, where the official code takes the order of the fil
 """
 
 import json
-import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vlmx.data.image_files import list_folder
 from vlmx.errors import UserError
 
 Item = tuple[str, int, str]
@@ -137,9 +138,10 @@ def flowers_items(labels: Iterable[int], names: dict[str, str]) -> list[Item]:
 
 
 def listing(folder: Path) -> dict[str, list[str]]:
-    """Sub-folder -> its file names, both sorted, hidden ones left out."""
-    folders = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-    return {f: sorted(p for p in os.listdir(folder / f) if not p.startswith(".")) for f in folders}
+    """Sub-folder -> its file names, both sorted; hidden ones and those of an operating system or a NAS are left out."""
+    folder.stat()  # FileNotFoundError says what is missing
+    folders, _ = list_folder(folder, Counter())
+    return {f: list_folder(folder / f, Counter())[1] for f in folders}
 
 
 def folder_items(files: dict[str, list[str]], rename: Callable[[str], str] = str, prefix: str = "") -> list[Item]:

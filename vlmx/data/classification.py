@@ -7,7 +7,6 @@ official lists (vlmx/data/annotations.py). What a person has to know about the r
 import json
 import os
 import random
-import re
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from vlmx.data.image_files import (
     Entry,
     file_id,
     find_file,
+    is_name,
     normalize_name,
     printable,
     refuse_conflicts,
@@ -169,9 +169,7 @@ def _counts(counts: tuple) -> str:
     return f"{classes} classes, {' / '.join(str(n or '-') for n in images)} images"
 
 
-def published_or_made(
-    name, bench: Benchmark, home: Path, data, workdir
-) -> tuple[dict[str, list[Item]], list[str]]:
+def published_or_made(name, bench: Benchmark, home: Path, data, workdir) -> tuple[dict[str, list[Item]], list[str]]:
     """({"train": items, "val": ..., "test": ...} or fewer, notes)."""
     split_file = data.get("split_file")
     if split_file and not bench.split:
@@ -249,9 +247,7 @@ def is_item(entry) -> bool:
     if not isinstance(entry, list) or len(entry) != 3:
         return False
     path, label, name = entry
-    if not (isinstance(path, str) and path and type(label) is int and label >= 0):  # True is an int too
-        return False
-    return isinstance(name, str) and bool(name.strip()) and not re.search("[\ud800-\udfff]", name)
+    return isinstance(path, str) and bool(path) and type(label) is int and label >= 0 and is_name(name)  # no True
 
 
 def count_once(source: Path, parts: dict[str, list[Item]], identify: Callable, published: bool):

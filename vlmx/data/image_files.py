@@ -1,6 +1,7 @@
 """Which files of a person's folders are images, and which paths lead to the same file."""
 
 import os
+import re
 import stat
 import unicodedata
 import warnings
@@ -18,7 +19,7 @@ IMAGES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".jp2", ".j2k", ".tga", ".qoi"),
 )
 # Formats that begin with bytes of their own and that PIL decodes by itself (EPS would start another program).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000", "QOI", "ICO", "PSD")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "QOI", "ICO", "PSD")
 RAW = (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2", ".srw", ".orf", ".rw2", ".pef")  # TIFF, but a preview
 SYSTEM = (
     *("@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information"),
@@ -49,7 +50,9 @@ def is_image(path: str) -> bool:
     if ending in IMAGES:
         return True
     try:
-        if ending in RAW or not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+        s = os.stat(path)
+        # To open a pipe would wait for its other end; so would some files of /proc, whose size is 0.
+        if ending in RAW or not stat.S_ISREG(s.st_mode) or not s.st_size:
             return False
         Image.init()
         with warnings.catch_warnings():
@@ -92,15 +95,17 @@ def list_folder(folder: str | os.PathLike, left_out: Counter) -> tuple[list[str]
     return sorted(folders), sorted(files)
 
 
-def list_images(folder: str | os.PathLike, left_out: Counter) -> list[str]:
+def list_images(folder: str | os.PathLike, left_out: Counter, select: Callable | None = None) -> list[str]:
     """Return the images in a folder and in all folders inside it: paths below it, sorted, folder by folder.
 
     Each folder is entered once, however many links lead to it, and never a folder that contains `folder`.
 
     Args:
         folder: its path.
-        left_out: counts the files that are no images, by ending, and all else that is left out.
+        left_out: counts the files that are not read as images, by ending, and all else that is left out.
+        select: what decides which files count, in place of `select_images`.
     """
+    select = select or select_images
     container = os.path.realpath(os.path.dirname(os.path.abspath(folder)))
     entered = {file_id(container)}
     while container != (container := os.path.dirname(container)):
@@ -114,7 +119,7 @@ def list_images(folder: str | os.PathLike, left_out: Counter) -> list[str]:
             continue
         entered.add(file_id(here))
         folders, files = list_folder(here, left_out)
-        images += [os.path.join(below, f) for f in select_images(here, files, left_out)]
+        images += [os.path.join(below, f) for f in select(here, files, left_out)]
         waiting += [os.path.join(below, f) for f in reversed(folders)]
     return images
 
@@ -133,7 +138,7 @@ def select_images(folder: str, files: Iterable[str], left_out: Counter) -> list[
             images.append(name)
         else:
             ending = os.path.splitext(name)[1].lower()
-            left_out[f"files that are no images ({ascii(ending)[1:-1] or 'no ending'})"] += 1
+            left_out[f"files that are not read as images ({ascii(ending)[1:-1] or 'no ending'})"] += 1
     return images
 
 
@@ -207,8 +212,13 @@ def describe_conflict(first: Entry, again: Entry) -> str:
 
 
 def printable(text: str | os.PathLike) -> str:
-    """Return a path as text that can be printed: bytes that are not UTF-8 become \\udcXX."""
-    return os.fspath(text).encode(errors="backslashreplace").decode()
+    """Return a path as text for a terminal: bytes that are not UTF-8, and control characters, become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(text))
+
+
+def is_name(text: object) -> bool:
+    """Return whether a value is a text of one line that can name a class: not blank, and valid Unicode."""
+    return isinstance(text, str) and bool(text.strip()) and not re.search("[\0\r\n\ud800-\udfff]", text)
 
 
 def normalize_name(name: str) -> str:

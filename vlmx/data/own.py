@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
@@ -25,6 +26,7 @@ from vlmx.data.image_files import (
     file_id,
     find_file,
     is_image,
+    is_name,
     list_folder,
     list_images,
     normalize_name,
@@ -78,14 +80,14 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
         for name in folders[part].get(c, ())
         for path in list_images(root / f / name, left_out)
     ]
-    entries, repeats = split_repeats(entries, lambda path: file_id(root / path))
+    entries, repeats = split_repeats(entries, lambda path: file_id(os.path.join(root, path)))
     refuse_conflicts(root, repeats)
     if repeats:
         left_out["paths that lead to an image once more"] += len(repeats)
     trained = {e.label for e in entries if e.part == "train"}
     empty = [c for c in classes if c not in trained]
     if len(classes) < 2 or empty:
-        _refuse_layout(root, parts, classes, empty)
+        _refuse_layout(root, parts, classes, empty, left_out)
     notes += [f"the name of the folder {f!r} is not UTF-8; it is read as Latin-1: class {c!r}"
               for c, names in folders["train"].items() for f in names if not _is_text(f)]  # fmt: skip
     notes += describe_left_out(root, left_out)
@@ -256,7 +258,7 @@ def _refuse_classes_without_training(root: Path, parts, folders, classes) -> Non
             )
 
 
-def _refuse_layout(root: Path, parts, classes, empty) -> None:
+def _refuse_layout(root: Path, parts, classes, empty, left_out: Counter) -> None:
     below = root / parts["train"]
     if len(classes) == 1 and len(inner := _folders(below / _folders(below)[0])) > 1:  # as in a zip of a folder
         there = printable(below / _folders(below)[0])
@@ -264,7 +266,7 @@ def _refuse_layout(root: Path, parts, classes, empty) -> None:
             raise UserError(f"{printable(below)} holds one folder, of {len(inner)}: move what is in {there} up to it.")
         raise UserError(f"{printable(root)} holds one folder, of {len(inner)}: did you mean data.root={there}?")
     what = f"no images in {', '.join(empty[:5])}" if empty else f"{len(classes)} class folders, at least 2 are needed"
-    raise UserError(f"{printable(below)}: {what}.\n{LAYOUT}")
+    raise UserError("\n".join([f"{printable(below)}: {what}.", *describe_left_out(root, left_out), LAYOUT]))
 
 
 # ---- a split file
@@ -293,10 +295,11 @@ def _from_split_file(data, root: Path, workdir) -> Dataset:
         if not skip:
             raise UserError("\n  ".join([f"{what}", *missing[:5]]))
         notes.append(f"left out: {what} {missing[0]}")
-    entries, repeats = split_repeats(entries, lambda path: file_id(root / path))
+    entries, repeats = split_repeats(entries, lambda path: file_id(os.path.join(root, path)))
     refuse_conflicts(file, repeats)
     if repeats:
         notes.append(f"{printable(file)} lists {len(repeats)} images once more; each counts once")
+    _refuse_labels_without_training(file, classes, entries)
     return _dataset("folder", root, classes, entries, workdir, notes)
 
 
@@ -317,17 +320,22 @@ def table(data, workdir: str | os.PathLike) -> Dataset:
         raise UserError("data.split_file: a csv names the split of each image in its own column `split`.")
     root = root if os.path.isdir(root) else file.parent
     entries, notes = _rows(file, root, files.read_text(file, how, errors="surrogateescape"), data.get("bad_images"))
-    entries, repeats = split_repeats(entries, lambda path: file_id(root / path))
+    entries, repeats = split_repeats(entries, lambda path: file_id(os.path.join(root, path)))
     refuse_conflicts(file, repeats)
     if repeats:
         notes.append(f"{len(repeats)} rows of {printable(file)} name an image once more; each counts once")
     named = sort_classes({e.label for e in entries}, file)
-    alone = sorted(set(named) - {e.label for e in entries if e.part == "train"})
+    _refuse_labels_without_training(file, named, entries)
+    return _dataset("csv", root, named, entries, workdir, notes)
+
+
+def _refuse_labels_without_training(file: Path, classes: tuple[str, ...], entries: list[Entry]) -> None:
+    trained = {e.label for e in entries if e.part == "train"}
+    alone = [c for c in classes if c not in trained]
     if alone:
         raise UserError(f"{printable(file)}: {len(alone)} labels have no training rows: {', '.join(alone[:5])}.")
-    if len(named) < 2:
-        raise UserError(f"{printable(file)}: {len(named)} labels; at least 2 are needed.")
-    return _dataset("csv", root, named, entries, workdir, notes)
+    if len(classes) < 2:
+        raise UserError(f"{printable(file)}: {len(classes)} labels; at least 2 are needed.")
 
 
 def _rows(file: Path, root: Path, text: str, bad_images: str) -> tuple[list[Entry], list[str]]:
@@ -381,10 +389,12 @@ def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[s
         raise UserError(
             f"{where}: expected {len(columns)} values with a path and a label (quote a value with a comma)."
         )
+    if longest := max((v for v in (path, label) if len(v) > 4096), key=len, default=""):
+        raise UserError(f"{where}: {longest[:80]!r} ... has {len(longest)} characters. Is a quote not closed?")
     spelling = find_file(root, path)
     if not _is_text(label) or spelling is None and not _is_text(path):
         raise UserError(f"{printable(file)}: not UTF-8 text (line {line}); save the table as UTF-8.")
-    if re.search(r"[\0\r\n]", label):
+    if not is_name(label):
         raise UserError(f"{where}: the label {label[:80]!r} goes over several lines or holds a null character.")
     part = _part(values.get("split") or "train")
     if part not in PARTS:
@@ -455,11 +465,13 @@ def rename(dataset: Dataset, file: str | os.PathLike) -> Dataset:
     names = {}
     for folder, name in pairs:
         folder = normalize_name(folder)
-        if not isinstance(name, str) or not name.strip() or not _is_text(name):
-            raise UserError(f"{printable(file)}: the name of class {folder!r} is {name!r:.80}; expected a text.")
+        if not is_name(name):
+            raise UserError(
+                f"{printable(file)}: the name of class {folder!r} is {reprlib.repr(name)}; expected a text of one line."
+            )
         if folder not in dataset.classnames:
             near = _near(folder, dataset.classnames)
-            raise UserError(f"{printable(file)}: there is no class {folder!r} to rename. {near}")
+            raise UserError(f"{printable(file)}: there is no class {folder[:200]!r} to rename. {near}")
         name = normalize_name(name.strip())
         if names.setdefault(folder, name) != name:
             raise UserError(f"{printable(file)}: class {folder!r} has two names, {names[folder]!r} and {name!r}.")
@@ -492,5 +504,6 @@ def _name_lines(file: Path, text: str) -> list[tuple[str, str]]:
 
 
 def _near(name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, n=3) or list(known)[:5]
+    short = [k for k in known if len(k) < 200]  # comparing takes the square of the length
+    near = difflib.get_close_matches(name[:200], short, n=3) or short[:5]
     return f"Did you mean {', '.join(map(repr, near))}?"

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vlmx.data import image_text, own, scene_files, transforms, vl_features, vl_files, vl_forms, vqav2
 from vlmx.data import video_text as videos
-from vlmx.data.video import RATE, VIDEOS, frames
+from vlmx.data.video import RATE, VIDEOS, frames, shrink
 from vlmx.data.vl import Task
 from vlmx.errors import UserError, unknown
 
@@ -100,7 +100,7 @@ def shown(name: str, images, data) -> list:
     found = _files(pictures(data, video), video)
     try:
         if video:
-            return list(frames(found[images[0]], RATE))
+            return [shrink(frame) for frame in frames(found[images[0]], RATE)]
         return [transforms.decode(found[i]) for i in images]
     except (KeyError, transforms.BadImage, UserError):
         return []

@@ -78,7 +78,9 @@ def read(folder, clip=False):
         raise
     except BaseException as error:  # many kinds; the tokenizers library panics with a BaseException
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        code = " (it asks for code in this folder, which is not run)" if "trust_remote_code" in reason else ""
+        config = folder / "tokenizer_config.json"
+        asks = config.is_file() and b"auto_map" in config.read_bytes()
+        code = " (its auto_map names code, which is not run)" if asks else ""
         raise UserError(f"{folder}: transformers cannot read the tokenizer there{code}: {reason}") from error
 
 

@@ -266,8 +266,8 @@ def align(source, names: Iterable[str], tokens: int = 0):
     if tokens and tokens < most:
         if most in DETECTED and not first.grid:
             raise UserError(
-                f"{source.place(outlines[first])}: {most} rows without boxes: a grid of {side} x {side}, or regions of "
-                f"a detector? Give the array of a grid the shape ({side}, {side}, F). Add boxes to regions, or take "
+                f"{source.place(outlines[first])}: {most} rows without boxes: a grid of {side} x {side}, or regions "
+                f"of a detector? Give the array of a grid the shape ({side}, {side}, F). Add boxes to regions, or take "
                 "all of them with --config.model.visual_tokens=0."
             )
         if math.isqrt(tokens) ** 2 != tokens:
@@ -325,7 +325,7 @@ def _opened(path):
     try:
         return h5py.File(path, "r")
     except OSError as e:
-        if isinstance(e, BlockingIOError) or "lock" in str(e) or "already open" in str(e):
+        if isinstance(e, BlockingIOError) or "unable to lock" in str(e) or "already open" in str(e):
             raise UserError(
                 f"{path}: another program has this file open for writing ({e}). End that program, or give a copy."
             ) from e
@@ -392,7 +392,7 @@ def _outline(arrays, where):
         )
     *rows, width = features.shape
     has = "boxes" in arrays or "normalized_boxes" in arrays
-    encoded = isinstance(arrays, h5py.Group) and arrays.file.attrs.get("what") == "grid"  # by vlmx/extract.py
+    encoded = isinstance(arrays, h5py.Group) and arrays.file.attrs.get("what") in (b"grid", "grid")
     return Outline(math.prod(rows), width, has, encoded or len(rows) == 2 and rows[0] == rows[1])
 
 

@@ -18,8 +18,6 @@ VQA_ROWS = 'a list of {"question_id", "img_id", "sent", "label": {answer: score}
 # Targets are answers that most people gave to at least so many questions: 9 leaves VQAv2's usual 3,129. It has 658,111
 # answered questions; files with fewer than half of them are data of one's own, of which every answer is a target.
 LEAST, LARGE = 9, 300_000
-NOTE = """"accuracy" follows the official rules before March 2021, by which the published results were computed;
-"accuracy_2021" those since then: people's answers are cleaned as predictions are, and neither where all agree"""
 
 
 def load(root, split="karpathy", images=None, bad="stop", least=None, min_score=0.0) -> Task:
@@ -46,7 +44,7 @@ def load(root, split="karpathy", images=None, bad="stop", least=None, min_score=
     else:
         parts, least = _parts(root, checks, least, split)
         kept = f"an answer that most people gave to at least {least} questions (least={least})"
-    notes = (*checks.notes(), NOTE.replace("\n", " "), *_notes(parts, min_score, kept))
+    notes = (*checks.notes(), *_notes(parts, min_score, kept))
     splits = [rows_of(functools.partial(_example, min_score), rows) for rows in parts]
     return FORMS["vqa"].filled(splits, score, notes)
 

@@ -185,12 +185,18 @@ def _grid(vision):
     return vision.image_size // (32 if isinstance(vision, ResNet) else vision.patch)
 
 
+MOST_PIXELS = 2**14  # a side
+
+
 def _resized(config, image_size, context, dtype, param_dtype):
     vision, text = config.vision, config.text
     if image_size is not None:
         step = 32 if isinstance(vision, ResNet) else vision.patch
-        if image_size < step:
-            raise UserError(f"image_size={image_size}: smaller than one patch ({step} pixels) of this image tower")
+        if type(image_size) is not int or not step <= image_size <= MOST_PIXELS:
+            raise UserError(
+                f"image_size={image_size}: smaller than one patch ({step} pixels) of this image tower, or no whole "
+                f"number up to {MOST_PIXELS}"
+            )
         vision = dataclasses.replace(vision, image_size=image_size)
     if context is not None:
         if not 0 < context <= text.context:
@@ -240,7 +246,8 @@ HF_TEXT = HF_TOWER | {
 def _hf_config(path, tensors):
     raw = files.read_json(path)
     if raw.get("model_type") != "clip":
-        raise UserError(f'{path}: model_type is "{raw.get("model_type")}"; only "clip" can be read')
+        kind = files.shown(raw.get("model_type")).replace("'", '"')
+        raise UserError(f'{path}: model_type is {kind}; only "clip" can be read')
 
     def tower(name, defaults, prefix):
         where, values = f"{path}: {name}.", defaults | files.section(path, raw, name)
@@ -294,8 +301,9 @@ def _refuse_impossible(path, config, positions):
     largest = max(inner, t.width, t.mlp, t.context, config.embed_dim, v.image_size, 0 if resnet else v.mlp)
     if largest > 2**17 or t.vocab > 2**24:
         raise UserError(f"{path}: sizes of this model are beyond any CLIP: {largest} wide, {t.vocab} token ids")
-    if not 0 <= t.bos < t.vocab:
-        raise UserError(f"{path}: the start token's id {t.bos} is not among the {t.vocab} token ids")
+    for name, token in {"start": t.bos, "end": t.eot or 0}.items():
+        if not 0 <= token < t.vocab:
+            raise UserError(f"{path}: the {name} token's id {token} is not among the {t.vocab} token ids")
     step = 32 if resnet else v.patch
     if v.image_size < step:
         raise UserError(f"{path}: {v.image_size} pixels a side are fewer than those of one patch, {step}")
@@ -336,7 +344,7 @@ def _hf_table(config):
 
 def _activation(act, path):
     if not isinstance(act, str) or act not in ACTIVATIONS:
-        raise UserError(f'{path}: activation "{str(act)[:60]}" is not one of {", ".join(ACTIVATIONS)}')
+        raise UserError(f"{path}: activation {files.shown(act)} is not one of {', '.join(ACTIVATIONS)}")
     return act
 
 
@@ -378,7 +386,8 @@ def _sizes(vision):
 
 def _of_arch(path, vision, text_width, arch, act, heads):
     """(act, heads) of a name in OpenCLIP; UserError where sizes, act or heads are not those of this name."""
-    name = str(arch).replace("/", "-").removesuffix("-quickgelu")
+    arch = str(arch)
+    name = arch.removesuffix("-quickgelu")
     if name not in ARCHS:
         raise unknown("name of an OpenCLIP model", arch, [*ARCHS, "one of these with -quickgelu behind it"])
     *sizes, head_width = ARCHS[name]
@@ -397,10 +406,10 @@ def _openai_settings(tensors, file, folder):
     Empty where nothing states it: the file is no release of OpenAI's and has no configuration beside it.
     """
     path = folder / "open_clip_config.json"
-    if path.exists():
+    if files.lies(path):
         return _open_clip_settings(path)
     path = folder / "config.json"
-    raw = files.read_json(path) if path.exists() else {}
+    raw = files.read_json(path) if files.lies(path) else {}
     if raw.get("model_type") == "clip_modified_resnet":
         heads = {key: files.integer(f"{path}: ", raw, key) for key in ("vision_heads", "text_heads") if key in raw}
         return {"head_width": 64} | heads | {"act": _activation(raw.get("activation_text", "quick_gelu"), path)}
@@ -444,18 +453,18 @@ def _open_clip_settings(path):
     vision, text = files.section(path, model, "vision_cfg"), files.section(path, model, "text_cfg")
     parts = {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}
     other = [
-        f"{name}.{key} = {str(value)[:60]!r}" if isinstance(value, str) else f"{name}.{key} = {str(value)[:60]}"
+        f"{name}.{key} = {files.shown(value)}"
         for name, part in parts.items()
         for key, value in part.items()
         if value not in (None, False, "", {}, []) and value != OPEN_CLIP_ONLY[name].get(key)
         and key not in OPEN_CLIP_USED[name] | OPEN_CLIP_NEUTRAL[name]
     ]  # fmt: skip
     pool = text.get("pool_type") or "argmax"
-    other += [f"text_cfg.pool_type = {str(pool)[:60]!r}"] if pool not in ("argmax", "eos") else []
+    other += [f"text_cfg.pool_type = {files.shown(pool)}"] if pool not in ("argmax", "eos") else []
     if other:
         raise UserError(f"{path}: this is not CLIP's own architecture: {', '.join(other)}")
     if not isinstance(quick := model.get("quick_gelu") or False, bool):
-        raise UserError(f"{path}: quick_gelu is {str(quick)[:60]!r}; expected true or false")
+        raise UserError(f"{path}: quick_gelu is {files.shown(quick)}; expected true or false")
     parts = {name: {k: v for k, v in part.items() if v is not None} for name, part in parts.items()}
     at = {name: f"{path}: {name}." for name in parts}
     settings = {
@@ -469,7 +478,7 @@ def _open_clip_settings(path):
     for tower in ("vision", "text"):
         norm = files.section(path, parts[f"{tower}_cfg"], "norm_kwargs")
         if norm.keys() - {"eps"}:
-            raise UserError(f"{path}: {tower}_cfg.norm_kwargs is {str(norm)[:60]}; only eps is supported")
+            raise UserError(f"{path}: {tower}_cfg.norm_kwargs is {files.shown(norm)}; only eps is supported")
         settings[f"{tower}_eps"] = files.real(at[f"{tower}_cfg"] + "norm_kwargs.", norm, "eps", 1e-5)
     # Sizes that are stated have to be those of the weights; what is left out is taken from the weights.
     stated = {

@@ -6,6 +6,7 @@ This file knows containers (safetensors, shards, torch archives), not the names 
 import collections
 import json
 import math
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -74,7 +75,7 @@ def weight_names(folder):
     `open_clip_config.json` lies and `config.json` is not that of a Hugging Face model, OpenCLIP's files come first.
     """
     config = folder / "config.json"
-    if not (folder / "open_clip_config.json").is_file() or (config.is_file() and "model_type" in read_json(config)):
+    if not lies(folder / "open_clip_config.json") or (lies(config) and "model_type" in read_json(config)):
         return WEIGHTS
     return sorted(WEIGHTS, key=lambda name: not name.startswith("open_clip_"))
 
@@ -117,7 +118,7 @@ def _weights_in(folder):
 
 def _refuse_adapter(folder):
     path = folder / "adapter_config.json"
-    if path.is_file():
+    if lies(path):
         config = read_json(path)
         kind, base = config.get("peft_type", "PEFT"), config.get("base_model_name_or_path", "unknown")
         raise UserError(
@@ -242,15 +243,20 @@ def read_json(path):
     except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
         raise UserError(f"{path}: not valid JSON ({str(error)[:100]})") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, {{...}}, got {_shown(value)}")
+        raise UserError(f"{path}: expected a JSON object, {{...}}, got {shown(value)}")
     return value
+
+
+def lies(path):
+    """Whether something lies there, be it a link that leads nowhere: what a folder holds is read or refused."""
+    return os.path.lexists(path)
 
 
 def section(where, values, key):
     """The object `values[key]` of the file `where`; {} where it is absent or null. UserError where it is no object."""
     value = values.get(key)
     if value is not None and not isinstance(value, dict):
-        raise UserError(f"{where}: {key} is {_shown(value)}; expected an object, {{...}}")
+        raise UserError(f"{where}: {key} is {shown(value)}; expected an object, {{...}}")
     return value or {}
 
 
@@ -264,10 +270,10 @@ def integer(where, values, key, default=None, low=1, high=2**24):
     value = values.get(key, default)
     if isinstance(value, list) and 0 < len(value) <= 2 and all(type(v) is int for v in value):
         if len(set(value)) > 1:
-            raise UserError(f"{where}{key} is {_shown(value)}; only one number, or twice the same, is supported")
+            raise UserError(f"{where}{key} is {shown(value)}; only one number, or twice the same, is supported")
         value = value[0]
     if type(value) is not int or not low <= value <= high:
-        raise UserError(f"{where}{key} is {_shown(value)}; expected a whole number from {low} to {high}")
+        raise UserError(f"{where}{key} is {shown(value)}; expected a whole number from {low} to {high}")
     return value
 
 
@@ -275,12 +281,12 @@ def real(where, values, key, default=None, low=0.0, high=1.0):
     """The number `values[key]` from `low` to `high`. where, default: as in `integer`."""
     value = values.get(key, default)
     if type(value) not in (int, float) or not low <= value <= high:  # NaN compares as False
-        raise UserError(f"{where}{key} is {_shown(value)}; expected a number from {low:g} to {high:g}")
+        raise UserError(f"{where}{key} is {shown(value)}; expected a number from {low:g} to {high:g}")
     return float(value)
 
 
-def _shown(value):
-    """A JSON value in an error message, cut."""
+def shown(value):
+    """A JSON value as an error message shows it: cut where it is long."""
     text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

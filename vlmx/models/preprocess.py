@@ -38,27 +38,27 @@ def of_folder(folder, image_size):
     lead to the model's `image_size`.
     """
     both, one = folder / "processor_config.json", folder / "preprocessor_config.json"
-    inner = files.section(f"{both}", files.read_json(both), "image_processor") if both.exists() else {}
+    inner = files.section(f"{both}", files.read_json(both), "image_processor") if files.lies(both) else {}
     if inner:
         return _of_hugging_face(f"{both}: image_processor", inner, image_size)
-    return _of_hugging_face(f"{one}", files.read_json(one), image_size) if one.exists() else Preprocess()
+    return _of_hugging_face(f"{one}", files.read_json(one), image_size) if files.lies(one) else Preprocess()
 
 
 def _of_hugging_face(where, raw, image_size):
     raw = {key: value for key, value in raw.items() if value is not None}
-    unknown = [f"{k} = {str(v)[:60]}" for k, v in raw.items() if k not in NEUTRAL | OBEYED and v is not False]
+    unknown = [f"{k} = {files.shown(v)}" for k, v in raw.items() if k not in NEUTRAL | OBEYED and v is not False]
     if unknown:
         raise UserError(f"{where}: not supported: {', '.join(unknown)}")
     kind = raw.get("image_processor_type", raw.get("feature_extractor_type", CLIP_TYPES[0]))
     clip = kind in CLIP_TYPES
     needed = ("size", "resample", "image_mean", "image_std", "do_center_crop")
     if not clip and (absent := [key for key in needed if key not in raw]):
-        raise UserError(f"{where}: the defaults of {kind!r} are not known; write out {', '.join(absent)}")
+        raise UserError(f"{where}: the defaults of {files.shown(kind)} are not known; write out {', '.join(absent)}")
 
     def flag(key, default=True):
         value = raw.get(key, default)
         if not isinstance(value, bool):
-            raise UserError(f"{where}: {key} is {value!r}; expected true or false")
+            raise UserError(f"{where}: {key} is {files.shown(value)}; expected true or false")
         return value
 
     if not flag("do_resize"):
@@ -84,7 +84,7 @@ def _resize(where, raw, image_size, crops, clip):
         square = raw.get("use_square_size") or raw.get("default_to_square", not clip)
         size = {"height": size, "width": size} if square else {"shortest_edge": size}
     elif not isinstance(size, dict):
-        raise UserError(f"{where}: size is {size!r}; expected a number or an object")
+        raise UserError(f"{where}: size is {files.shown(size)}; expected a number or an object")
     size = {key: files.integer(f"{where}: size.", size, key) for key, value in size.items() if value is not None}
     if raw.get("use_square_size") and size.keys() == {"shortest_edge"}:
         size = dict.fromkeys(("height", "width"), size["shortest_edge"])
@@ -101,9 +101,10 @@ def _resize(where, raw, image_size, crops, clip):
         crop = [files.integer(f"{where}: crop_size.", crop, key) for key in ("height", "width")]
     crop = files.integer(f"{where}: ", {"crop_size": crop}, "crop_size")
     if crop != image_size:
-        raise UserError(f"{where}: pictures come out with {crop} pixels a side; the image tower takes {image_size}")
+        field = "crop_size" if crops else "size"
+        raise UserError(f"{where}: {field} makes pictures of {crop} pixels a side; the image tower takes {image_size}")
     if side < crop or (mode == "squash" and side != crop):
-        raise UserError(f"{where}: resized to {side} and cropped to {crop} pixels a side; this is not supported")
+        raise UserError(f"{where}: size {side} and crop_size {crop}: this is not supported")
     if isinstance(number, str) and number.lower() in RESAMPLE:
         interpolation = number.lower()
     else:
@@ -119,12 +120,12 @@ def of_open_clip(where, raw):
     raw = {key: value for key, value in raw.items() if value is not None}
     known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
     if unknown := sorted(raw.keys() - known):
-        raise UserError(f"{where}: not supported: {', '.join(f'{k} = {str(raw[k])[:60]}' for k in unknown)}")
+        raise UserError(f"{where}: not supported: {', '.join(f'{k} = {files.shown(raw[k])}' for k in unknown)}")
     choices = {"mode": ("RGB",), "interpolation": ("bicubic", "bilinear", "random")}
     choices["resize_mode"] = ("shortest", "longest", "squash")
     for key, valid in choices.items():
         if raw.get(key, valid[0]) not in valid:
-            raise UserError(f"{where}: {key} is {str(raw[key])[:60]!r}; expected one of {', '.join(valid)}")
+            raise UserError(f"{where}: {key} is {files.shown(raw[key])}; expected one of {', '.join(valid)}")
     interpolation = "bilinear" if raw.get("interpolation") == "bilinear" else "bicubic"  # "random" is for training
     fill = raw.get("fill_color", 0)
     if isinstance(fill, list) and len(fill) == 3:
@@ -140,7 +141,7 @@ def _triple(where, raw, key, default):
     values = raw.get(key, list(default))
     values = [values] * 3 if type(values) in (int, float) else values
     if not isinstance(values, list) or len(values) != 3:
-        raise UserError(f"{where}: {key} is {str(values)[:60]}; expected three numbers")
+        raise UserError(f"{where}: {key} is {files.shown(values)}; expected three numbers")
     low = 1e-6 if key.endswith("std") else -1e3
     return tuple(files.real(f"{where}: ", {key: value}, key, low=low, high=1e3) for value in values)
 
