@@ -165,7 +165,7 @@ class Reference:
         self.left = {n for n, a in tensors.items() if a.size and not n.startswith(("in/", "param/", "frozen/"))}
 
     def close(self, got, name, tol=FORWARD, slack=0):
-        """Hold `got` to a tensor of the case, where the case has it; slack: what each number may be off beyond `tol`."""
+        """Hold `got` to a tensor of the case, where it has it; slack: what each number may be off beyond `tol`."""
         if name not in self.tensors:
             return
         self.left.remove(name)
