@@ -453,6 +453,42 @@ def variants(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"visual": {"width": 10**9}}, "'visual' is"),
+        ({"visual": {"breadth": 4}}, "do not fit the method .TypeError"),
+        ({"hyper": {"reduction": 0}}, "reduction of single_adapter: expected a whole number"),
+        ({"hyper": {"reduction": 16}}, "does not fit the method"),
+        ({"hyper": {"length": 3}}, "unknown hyper-parameter"),
+        ({"hyper": {"trains": ["(.*)*x"]}}, "without groups that repeat"),
+        ({"tasks": [1]}, "'tasks' is"),
+        ({"variant": "os"}, "no method of vlmx"),
+        ({"variant": "single_lora"}, "unknown hyper-parameter|does not fit"),
+        ({"backbone": "0" * 64}, "was tuned on the backbone"),
+    ],
+)
+def test_what_a_variants_checkpoint_says_is_checked(variants, fields, problem):
+    note(variants, **fields)
+    with pytest.raises(UserError, match=problem):
+        predict.Answerer(variants)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: {k: v * np.nan for k, v in a.items()},
+        lambda a: {k: v[:1] for k, v in a.items()},
+        lambda a: {k: v.astype(np.int32) for k, v in a.items()},
+        lambda a: dict(list(a.items())[1:]),
+    ],
+)
+def test_arrays_that_are_not_the_variants_are_refused(variants, change):
+    rewritten(variants, change)
+    with pytest.raises(UserError, match="tuned.safetensors"):
+        predict.Answerer(variants)
+
+
 def test_answers_to_texts(variants, tmp_path, pictures):
     folder = variants
     rows = run("--checkpoint", folder, "--image", *pictures[:2], "--text", "nlvr: there is a circle.")
