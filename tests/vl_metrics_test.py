@@ -12,15 +12,17 @@ from golden_cases import load
 from vlmx.metrics import caption, ptb, vqa
 
 
-@pytest.mark.golden("vqa_accuracy.json")
+@pytest.mark.golden("vqa_accuracy*.json")
 def test_golden_vqa(golden):
     case = load(golden)
-    for text in case["normalisation"]:
+    for text in case.get("normalisation", ()):
         assert vqa.unpunctuated(text["raw"]) == text["after_punctuation"]
         assert vqa.normalised(text["raw"]) == text["normalised"]
     questions = case["questions"]
     for q in questions:
         assert 100 * vqa.vqa_accuracy(q["prediction"], q["answers"]) == pytest.approx(q["accuracy_percent"], abs=1e-9)
+    if "overall" not in case:
+        return
     scores = vqa.vqa([q["prediction"] for q in questions], questions)
     assert scores["accuracy"] == case["overall"]["overall"]
     for key, group in (("answers", "perAnswerType"), ("questions", "perQuestionType")):
@@ -29,7 +31,7 @@ def test_golden_vqa(golden):
         }
 
 
-@pytest.mark.golden("captions.json")
+@pytest.mark.golden("captions*.json")
 def test_golden_captions(golden):
     case = load(golden)
     assert [" ".join(ptb.words(p)) for p in case["predictions"]] == case["tokenized_predictions"]
@@ -79,7 +81,7 @@ def test_words_are_stanfords(tmp_path):
         "\n"
     )
     left_out = ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
-    said = [" ".join(w for w in line.split() if w not in left_out) for line in lines]
+    said = [" ".join(w for w in line.rstrip().split(" ") if w not in left_out) for line in lines]  # as the tool does
     assert said[: len(texts)] == list(texts.values())
 
 
@@ -125,7 +127,8 @@ CASES_2021 = [
     ("none", ["none"] * 10, 100.0), ("none", ["0"] * 2 + ["none"] * 8, 100.0),
     ("dog", ["a dog"] * 7 + ["dog"] * 2 + ["cat"], 100.0), ("the dog", ["the dog"] * 10, 100.0),
     ("on left", ["on the left"] * 8 + ["left"] * 2, 100.0), ("Yes", ["yes"] * 10, 0.0),
-    ("2", ["2"] * 4 + ["two"] * 6, 100.0), ("red", ["red"] * 2 + ["blue"] * 8, 60.0), ("a\ncat ", ["a cat"] * 10, 100.0),
+    ("2", ["2"] * 4 + ["two"] * 6, 100.0), ("red", ["red"] * 2 + ["blue"] * 8, 60.0),
+    ("a\ncat ", ["a cat"] * 10, 100.0),
 ]  # fmt: skip
 
 

@@ -205,7 +205,7 @@ def set_fields(config, given):
         key, _, value = field.removeprefix("--config.").partition("=")
         try:
             config.update_from_flattened_dict({key: common.literal(value)})
-        except (TypeError, ValueError, KeyError, AttributeError) as e:
+        except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as e:
             raise UserError(f"--config.{key}={value}: {e}") from None
     fields.let_batch_hold(config, [field.removeprefix("--config.").partition("=")[0] for field in given])
 
