@@ -400,7 +400,7 @@ def test_a_wrong_entry_of_a_split_file_is_refused_or_left_out(tmp_path, entry, s
         (b"[" * 100_000, "too many brackets"),
         (b'{"train": [[1' + b"0" * 5000 + b"]]}", "no usable json"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"[]", "is no split file: a list, not an object"),
+        (b"[]", "is no split file: holds a list, not an object"),
     ],
 )
 def test_wrong_split_files(tmp_path, parts, message):

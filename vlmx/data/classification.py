@@ -156,6 +156,8 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
 def dataset(name: str, root: Path, classnames: tuple[str, ...], parts: dict[str, list[Item]], notes=()) -> Dataset:
     """Items (path below `root`, label, class name) of the parts that there are -> Dataset, with its counts checked."""
     bench = BENCHMARKS[name]
+    if wrong := next((c for c in classnames if not is_name(c)), None):
+        raise UserError(f"{name}: a class is called {wrong!r}; expected a text of one line, in UTF-8.")
     splits = {p: split(root, [i[0] for i in parts.get(p, ())], [i[1] for i in parts.get(p, ())])
               for p in ("train", "val", "test")}  # fmt: skip
     found = (len(classnames), *(len(s.labels) or None for s in splits.values()))

@@ -148,7 +148,10 @@ def open_builder(root: Path, name: str):
     )
     if not found:
         raise UserError(f"tfds:{name}: {root / builder.name} holds no prepared data set. {how}")
-    opened = tfds.builder_from_directory(str(found[-1].parent))
+    try:
+        opened = tfds.builder_from_directory(str(found[-1].parent))
+    except Exception as e:  # whatever its readers stumble over in damaged files
+        raise UserError(f"tfds:{name}: {found[-1].parent} cannot be read ({type(e).__name__}: {e}). {how}") from e
     if opened.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(f"tfds:{name}: {found[-1].parent} is in the format {opened.info.file_format.value}. {how}")
     return opened
