@@ -381,3 +381,12 @@ def test_a_film_names_no_other_file(tmp_path, monkeypatch):
 def test_numbers_out_of_range(flags):
     with pytest.raises(SystemExit):
         extract.arguments(["--images", "x", "--out", "y", *flags])
+
+
+def test_what_is_left_out_is_counted(pictures, capsys):
+    extract.listing(pictures, (".png",))
+    assert "left out" not in capsys.readouterr().out
+    (pictures / "sub/notes.txt").write_text("x")
+    (pictures / "sub/more.doc").write_text("x")
+    extract.listing(pictures, (".png",))
+    assert "files of other endings: 2" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def listing(folder, endings=None, share=(0, 1)):
 
     def select(_, files, left_out):
         kept = [name for name in files if name.lower().endswith(endings)]
-        left_out["files of other endings"] += len(files) - len(kept)
+        left_out.update(["files of other endings"] * (len(files) - len(kept)))
         return kept
 
     paths, first = image_files.list_images(folder, left_out, select if endings else None), {}
