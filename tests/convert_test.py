@@ -560,7 +560,7 @@ def processor(hf, name="preprocessor_config.json", **fields):
 
 def test_what_an_image_processor_states_is_obeyed(hf):
     assert processor(hf).resize == Resize()
-    assert processor(hf, size=32).resize == Resize()
+    assert processor(hf, size=32).resize == processor(hf, size=None, crop_size=None).resize == Resize()
     assert processor(hf, size=[32, 32]).resize == Resize("squash")
     assert processor(hf, size={"shortest_edge": 36}, resample=2).resize == Resize(
         interpolation="bilinear", scale=36 / 32
