@@ -636,7 +636,8 @@ def test_numbers_in_lists_and_a_logit_scale_with_an_axis(hf, params):
     )
     tensors = load_file(hf / "model.safetensors")
     tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
-    save_file({f"_orig_mod.module.state_dict.clip.{key}": value for key, value in tensors.items()}, hf / "model.safetensors")
+    wrapped = {f"_orig_mod.module.state_dict.clip.{key}": value for key, value in tensors.items()}
+    save_file(wrapped, hf / "model.safetensors")
     config, got = convert.read(hf)
     assert config == CONFIG
     equal(got, params)
