@@ -560,7 +560,7 @@ def processor(hf, name="preprocessor_config.json", **fields):
 
 def test_what_an_image_processor_states_is_obeyed(hf):
     assert processor(hf).resize == Resize()
-    assert processor(hf, size=32).resize == Resize()
+    assert processor(hf, size=32).resize == processor(hf, size=None, crop_size=None).resize == Resize()
     assert processor(hf, size=[32, 32]).resize == Resize("squash")
     assert processor(hf, size={"shortest_edge": 36}, resample=2).resize == Resize(
         interpolation="bilinear", scale=36 / 32
@@ -636,7 +636,8 @@ def test_numbers_in_lists_and_a_logit_scale_with_an_axis(hf, params):
     )
     tensors = load_file(hf / "model.safetensors")
     tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
-    save_file({f"_orig_mod.module.clip.{key}": value for key, value in tensors.items()}, hf / "model.safetensors")
+    wrapped = {f"_orig_mod.module.state_dict.clip.{key}": value for key, value in tensors.items()}
+    save_file(wrapped, hf / "model.safetensors")
     config, got = convert.read(hf)
     assert config == CONFIG
     equal(got, params)

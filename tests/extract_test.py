@@ -1,7 +1,10 @@
 """Visual features: of pictures and videos, on several devices, gone on with, unreadable ones listed."""
 
+import dataclasses
 import functools
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -54,6 +57,20 @@ def test_grids_of_pictures(pictures, clip, tmp_path):
         image = transforms.squash(transforms.decode(path), 64)[None]
         np.testing.assert_allclose(source[path.stem], each(Clip.grid, clip, image)[0], atol=2e-5)
     assert source["p0"].shape == (16, 128) and "broken" not in source
+
+
+def test_pictures_come_as_the_checkpoint_states(pictures, clip, tmp_path):
+    shutil.copytree(zoo.locate("tiny_clip"), tmp_path / "m")
+    processor = json.loads((tmp_path / "m/preprocessor_config.json").read_text())
+    processor |= {"size": {"height": 64, "width": 64}, "resample": 2, "image_mean": [0.5] * 3}
+    (tmp_path / "m/preprocessor_config.json").write_text(json.dumps(processor))
+    config = dataclasses.replace(clip.config, mean=(0.5,) * 3)
+    want = (np.asarray(Image.open(pictures / "p0.png").resize((64, 64), Image.Resampling.BILINEAR)),)
+    want = each(Clip.grid, clip.replace(config=config), np.stack(want))[0]
+    for how in "squash", "center":
+        out = tmp_path / f"{how}.h5"
+        command("--images", pictures, "--model", tmp_path / "m", "--out", out, "--transform", how, "--store", "float32")
+        np.testing.assert_allclose(vl_features.where(out)["p0"], want, atol=2e-5)
 
 
 def test_going_on(pictures, tmp_path, monkeypatch):

@@ -386,7 +386,7 @@ def arguments(argv):
     parser.add_argument("--out", required=True, metavar="FILE.h5")
     parser.add_argument("--what", choices=WHAT, default="grid", help="grid: patches, or the last map; default: grid")
     parser.add_argument("--rate", type=float, default=video.RATE, help="frames a second; default: 1 every 1.5 seconds")
-    parser.add_argument("--transform", choices=HOW, help="to the model's square; default: squash, of videos center")
+    parser.add_argument("--transform", choices=HOW, help="center: as the model states; default: squash, videos: center")
     parser.add_argument("--size", type=int, default=0, help="pixels a side; default: the model's")
     parser.add_argument("--batch", type=int, default=64, help="pictures a step; default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")

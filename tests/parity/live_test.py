@@ -127,6 +127,7 @@ def test_weights_inside_what_a_training_loop_saves(tmp_path, path):
         ({"logit_scale": torch.tensor(1j)}, "not floating-point: logit_scale"),
         ({"logit_scale": torch.zeros(2, 2).to_sparse()}, "misshapen: logit_scale"),
         ({"logit_scale": torch.zeros((), device="meta")}, "not floating-point: logit_scale"),
+        ({"visual_projection.weight": torch.zeros(1).expand(48, 64)}, "not floating-point: visual_projection"),
         ({1: torch.zeros(2)}, "expected names of tensors, got int 1"),
     ],
 )

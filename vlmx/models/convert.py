@@ -106,7 +106,7 @@ def _described(path, act, heads, arch):
 
 def _without_prefix(tensors):
     """The tensors by CLIP's own names where the CLIP is a part of a module, which calls it `clip`, `model`, ..."""
-    for prefix in ("model.", "clip.", "clip_model."):
+    for prefix in ("model.", "state_dict.", "model_state_dict.", "module.", "clip.", "clip_model."):
         if tensors and all(key.startswith(prefix) for key in tensors):
             return _without_prefix({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
     return tensors

@@ -79,7 +79,7 @@ def _of_hugging_face(where, raw, image_size):
 
 def _resize(where, raw, image_size, crops, clip):
     """The Resize of an image processor's size, crop_size and resample."""
-    size, number = raw.get("size", {"shortest_edge": raw.get("crop_size", image_size)}), raw.get("resample", 3)
+    size, number = raw.get("size", {"shortest_edge": image_size}), raw.get("resample", 3)
     if isinstance(size, (int, list)):
         square = isinstance(size, list) or raw.get("use_square_size") or raw.get("default_to_square", not clip)
         size = files.integer(f"{where}: ", {"size": size}, "size")
