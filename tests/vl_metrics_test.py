@@ -81,7 +81,7 @@ def test_words_are_stanfords(tmp_path):
         "\n"
     )
     left_out = ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
-    said = [" ".join(w for w in line.split() if w not in left_out) for line in lines]
+    said = [" ".join(w for w in line.rstrip().split(" ") if w not in left_out) for line in lines]  # as the tool does
     assert said[: len(texts)] == list(texts.values())
 
 
@@ -127,7 +127,8 @@ CASES_2021 = [
     ("none", ["none"] * 10, 100.0), ("none", ["0"] * 2 + ["none"] * 8, 100.0),
     ("dog", ["a dog"] * 7 + ["dog"] * 2 + ["cat"], 100.0), ("the dog", ["the dog"] * 10, 100.0),
     ("on left", ["on the left"] * 8 + ["left"] * 2, 100.0), ("Yes", ["yes"] * 10, 0.0),
-    ("2", ["2"] * 4 + ["two"] * 6, 100.0), ("red", ["red"] * 2 + ["blue"] * 8, 60.0), ("a\ncat ", ["a cat"] * 10, 100.0),
+    ("2", ["2"] * 4 + ["two"] * 6, 100.0), ("red", ["red"] * 2 + ["blue"] * 8, 60.0),
+    ("a\ncat ", ["a cat"] * 10, 100.0),
 ]  # fmt: skip
 
 

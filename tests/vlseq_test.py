@@ -173,6 +173,24 @@ def test_dropout_is_keyed():
     np.testing.assert_allclose(plain(still, b, jax.random.key(1)), plain(model, b), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_rows_that_fill_up_change_nothing(family):
+    """Of three regions, and of the same three with two rows of zeros that are masked, the logits are the same."""
+    rng, b = np.random.default_rng(0), batch(pad=CONFIGS[family].pad)
+    features, boxes = rng.standard_normal((3, 1, 3, 5), np.float32), rng.uniform(0, 1, (3, 1, 3, 4)).astype(np.float32)
+    logits = []
+    for rows in (3, 5):
+        model = backbone(family, visual=dataclasses.replace(CONFIGS[family].visual, tokens=rows))
+        fill = ((0, 0), (0, 0), (0, rows - 3), (0, 0))
+        vis = model.visual(np.pad(features, fill), np.pad(boxes, fill))
+        real = np.tile(np.arange(rows) < 3, (3, 1))
+        logits.append(variant.forward(model, variant.Insert(), b["ids"], vis, b["labels"], None, real))
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-5)
+    vis = model.visual(np.pad(features, fill))
+    other = variant.forward(model, variant.Insert(), b["ids"], vis, b["labels"], None, real)
+    assert np.abs(other - logits[1]).max() > 1e-3  # boxes count
+
+
 def test_features_that_do_not_fit_are_refused():
     model = backbone("t5")
     for shape in ((1, 4, 6), (1, 5, 5), (1, 1, 5)):

@@ -40,7 +40,7 @@ def gqa(root, train=("train", "val"), images=None, bad="stop") -> Task:
     The test is testdev.
     """
     checks = Checks("gqa", bad, images)
-    train = (train,) if isinstance(train, str) else train
+    train = tuple(train) if isinstance(train, (tuple, list)) else (train,)
     if odd := [p for p in train if p not in ("train", "val")]:
         raise unknown("part of gqa to train on", odd[0], ("train", "val"))
     parts = {part: _gqa_rows(root, part, checks) for part in GQA_FILES}

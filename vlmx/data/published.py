@@ -10,6 +10,7 @@ at most so many tokens of input and of target, 0: as published; `options`, {task
 import functools
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from vlmx.data import image_text, own, scene_files, transforms, vl_features, vl_files, vl_forms, vqav2
@@ -28,14 +29,23 @@ def load(name: str, data) -> Task:
     if data.get("scenes"):
         family = "video" if name in vl_forms.VIDEO_TEXT else "image"
         scene_files.write(data["root"], family, scale=data["scenes"], workers=data.get("workers", 0))
-    source = features(data, video=name in vl_forms.VIDEO_TEXT)
-    options = {"images": source, "bad": data.get("bad", "stop")} | options_of(name, data)
+    options = checks_of(name, data) | options_of(name, data)
     if name in vl_forms.VIDEO_TEXT or name == "caption":
         options["java"] = data.get("java", True)
     task = vl_files.load("task", READERS, name, data["root"], options)
     if name in data.get("hidden", ()):
         hidden(name, data)  # what is wrong with it is said now, not when the training is over
     return cut(task, data)
+
+
+def checks_of(name, data):
+    """The arguments of a task's reader that say what is checked: the features or, with bad="skip" and where these are
+    still to be made, the pictures themselves."""
+    video, bad = name in vl_forms.VIDEO_TEXT, data.get("bad", "stop")
+    images = features(data, video)
+    if images is None and bad == "skip":
+        images = Pictures(pictures(data, video), video)
+    return {"images": images, "bad": bad}
 
 
 def options_of(name, data):
@@ -58,7 +68,7 @@ def cut(task, data):
 
 def hidden(name: str, data):
     """The examples of the test part whose answers the leaderboard keeps. UserError for tasks without."""
-    checks = {"images": features(data, name in vl_forms.VIDEO_TEXT), "bad": data.get("bad", "stop")}
+    checks = checks_of(name, data)
     if name in vl_forms.VIDEO_TEXT:
         return videos.hidden(name, data["root"], **checks)
     if name != "vqa":
@@ -104,6 +114,24 @@ def shown(name: str, images, data) -> list:
         return [transforms.decode(found[i]) for i in images]
     except (KeyError, transforms.BadImage, UserError):
         return []
+
+
+class Pictures:
+    """Which pictures, or videos, of a folder can be encoded: `name in pictures`, and `pictures[name]`, its pixels."""
+
+    def __init__(self, folder, video):
+        self.paths, self.video = _files(folder, video), video
+
+    def __contains__(self, name):
+        return name in self.paths
+
+    def __getitem__(self, name):
+        """Pixels `(H, W, 3)` of a picture, or of a video's first frame. UserError where it cannot be read."""
+        path = self.paths[name]
+        try:
+            return np.asarray(next(frames(path, RATE)) if self.video else transforms.decode(path))
+        except transforms.BadImage as e:
+            raise UserError(f"{path} cannot be read: {e}") from e
 
 
 @functools.cache

@@ -27,7 +27,8 @@ class Subtitles:
         path = find(root, (f"{show}_subtitles.jsonl",), f"the subtitles {show}_subtitles.jsonl, {SUBTITLES}")
         self.lines, self.offsets = Lines(path), {}
         for offset, where, row in self.lines.scan(checks, ("vid_name", "sub"), SUBTITLES):
-            if checks.each(where, row["sub"], "text", SUBTITLES):
+            usable = checks.each(where, row["sub"], "text", SUBTITLES)
+            if usable and checks.entry(where, row["vid_name"], part="subtitles"):
                 self.offsets[row["vid_name"]] = offset
 
     def __getitem__(self, video):

@@ -343,9 +343,9 @@ def _is_in(file, name):
 def _read(file, name, path, use):
     """use(arrays by key, place) of one image in an open HDF5 file."""
     where = f"{path}, {name!r}"
-    if not _is_in(file, name):
-        raise UserError(f"{path}: no features of {name!r}; it has those of {_some(file)}.\n{FORMS}")
     try:
+        if not _is_in(file, name):
+            raise UserError(f"{path}: no features of {name!r}; it has those of {_some(file)}.\n{FORMS}")
         node = file[name]
         arrays = node if isinstance(node, h5py.Group) else {"features": node}
         if not isinstance(arrays.get("features"), h5py.Dataset):

@@ -2,9 +2,9 @@ r"""Captions as words, as the COCO caption tool splits them: Penn Treebank token
 
 The tool runs Stanford's PTBTokenizer (CoreNLP 3.4.1), which needs Java; this gives the same words without it, found by
 comparing with it on many awkward captions. Where that surprises it is followed too: brackets stay as words (-lrb-), so
-do several marks ("!!"), \u20ac is "$" and \u00a3 "#", a half is "1/2", and what the tool does not know, such as emoji, is
-left out. Two things differ: letters that are newer than Unicode 6 are words here, and the tool, which reads all captions
-as one text, may take the full stop from a last single letter for the sake of the next caption's first word.
+do several marks ("!!"), \u20ac is "$" and \u00a3 "#", a half is "1/2", and what the tool does not know, such as emoji,
+is left out. Two things differ: letters that are newer than Unicode 6 are words here, and the tool, which reads all
+captions as one text, may take the full stop from a last single letter because of the next caption's first word.
 """
 
 import re
@@ -139,7 +139,8 @@ def words(caption: str) -> list[str]:
             match = _longest(caption, at)
         at = match.end()
         tokens += _parts(match[0])
-    return ["".join(_AS.get(c, c) for c in _plain(t)) for t in tokens if not _PUNCTUATION.fullmatch(t)]
+    kept = ("".join(_AS.get(c, c) for c in _plain(t)) for t in tokens if not _PUNCTUATION.fullmatch(t))
+    return [word for word in kept if word]
 
 
 def _known(c):
