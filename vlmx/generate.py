@@ -215,9 +215,9 @@ def _beams(c, how, begin, logits, cache, go_on, rules):
         ended = jnp.take_along_axis(jnp.concatenate([s["ended"], longer], axis=1), best[..., None], axis=1)
         over = (ended_score > NEVER).all(-1)
         if how.early_stopping is not True:
-            hope = score[:, 0] if how.published_beams else jnp.take_along_axis(score, on, axis=1)[:, 0]
-            never = how.early_stopping == "never" and how.length_penalty > 0  # then the longest text has most hope
-            over &= ended_score[:, -1] >= hope / ((S - 1) ** how.length_penalty if never else length)
+            best_running = score[:, 0] if how.published_beams else jnp.take_along_axis(score, on, axis=1)[:, 0]
+            never = how.early_stopping == "never" and how.length_penalty > 0  # a text may gain until it is longest
+            over &= ended_score[:, -1] >= best_running / ((S - 1) ** how.length_penalty if never else length)
 
         new = {
             "texts": jnp.take_along_axis(longer, on[..., None], axis=1),
