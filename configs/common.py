@@ -99,12 +99,12 @@ def benchmark(
     config.mesh = ConfigDict({"seed": 1, "data": -1, "fsdp": 1, "tensor": 1})
     config.shardings = ()  # rules that go before those of vlmx/shard.py: ("model/.*/token_embed", "- fsdp"), ...
 
-    apply(config, settings)
     if smoke:
         config.shots, config.seeds = 1, (1,)
         for recipe in config.recipe.values():
             for part in (recipe, *(recipe[p] for p in PROTOCOLS if p in recipe)):
                 part.update({k: v for k, v in {"epochs": 2, "batch": 8, "views": 2}.items() if k in part})
+    apply(config, settings)  # last: what a person sets holds
     return config
 
 
@@ -157,7 +157,7 @@ def apply(config, settings):
             for recipe in owners:
                 try:
                     recipe.hyper[key] = value
-                except TypeError:
+                except (TypeError, ValueError, OverflowError):
                     kind = type(recipe.hyper[key]).__name__
                     raise UserError(f"--config ...:{key}={value}: expected {kind}, got {value!r}.") from None
                 for protocol in PROTOCOLS.keys() & recipe.keys():

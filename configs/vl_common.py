@@ -110,6 +110,6 @@ def _set(config, key, value):
 def _update(group, key, value):
     try:
         group.update({key: value})
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kind = type(group[key]).__name__
         raise UserError(f"--config ...:{key}={value}: expected {kind}, got {value!r}.") from None

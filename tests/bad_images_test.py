@@ -4,12 +4,14 @@ import csv
 import importlib
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vlmx import train
+from vlmx.data import task
 from vlmx.errors import UserError
 
 CLASSES, WNIDS = ("red", "green", "blue"), ("n01443537", "n02007558")
@@ -136,3 +138,26 @@ def test_a_class_or_a_test_without_a_readable_image_is_refused_before_training(r
         csv.writer(file).writerows([*rows, ["yellow0.png", "yellow", "train"], ["gone.png", "yellow", "test"]])
     with pytest.raises(UserError, match="base_to_new: none of the 1 test images of 'new' can be read"):
         train.run(config(root, "gone", protocols=("base_to_new",), bad_images="skip"), tmp_path / "test")
+
+
+def test_no_checkpoint_is_best_without_a_readable_validation_image(root, tmp_path):
+    rows = [row for row in csv.reader(open(root / "clean.csv")) if row[2] != "val"]
+    (root / "gone.png").write_bytes(b"")
+    with open(root / "gone.csv", "w", newline="") as file:
+        csv.writer(file).writerows([*rows, ["gone.png", "red", "val"]])
+    c = config(root, "gone", protocols=("few_shot",), bad_images="skip")
+    c.checkpoint_best = True
+    with pytest.raises(UserError, match="none of the 1 of few_shot, seed 1, can be read"):
+        train.run(c, tmp_path)
+
+
+def test_a_mistake_whose_picture_is_gone_is_no_end(tmp_path):
+    """The file was removed after its image was encoded, when all methods had been trained."""
+    paint(tmp_path / "0.png", 0, 0)
+    images = task.split(tmp_path, ["0.png", "gone.png"], [0, 0])
+    dataset = task.Dataset("x", ("red", "blue"), ("a {}",), images, images, images)
+    world = SimpleNamespace(dataset=dataset, workdir=tmp_path)
+    part, classes = SimpleNamespace(index=np.arange(2)), SimpleNamespace(classnames=("red", "blue"))
+    wrong = np.array([1, 1]), np.array([0.6, 0.9]), np.array([0, 0]), np.ones(2)
+    (row,) = train.save_mistakes(world, part, classes, *wrong, ("run", 1, "all"))
+    assert row["p"] == pytest.approx(0.6) and (tmp_path / row["image"]).exists()

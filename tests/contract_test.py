@@ -136,7 +136,7 @@ class Fit(NamedTuple):
 
 
 made = functools.cache(lambda row: methods.make(METHODS[row][0], **METHODS[row][1]))
-TX = optax.sgd(0.005, 0.9)  # at 0.05 some runs are chaotic, and a rounding error grows a thousandfold in 20 steps
+TX = optax.sgd(0.002, 0.9)  # with larger steps some runs are chaotic: a rounding error grows a thousandfold in 20
 PROGRAMS = {}  # compiled steps, by all that they depend on
 
 
@@ -383,14 +383,11 @@ def test_padded_rows_change_neither_training_nor_predictions(row):
     for a, b in zip(said(M), said(3), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
-    name, hyper = METHODS[row]
-    if name == "clip_lora":  # without dropout, which draws for every row at once
-        method = methods.make(name, **hyper, dropout=0.0)
-    one = jax.tree.map(lambda a: a[0], end)
+    one, key = jax.tree.map(lambda a: a[0], end), jax.random.key(5)
 
     @jax.jit
-    def loss(batch):
-        return method.loss(method.apply(one, methods.tuned(model, one), consts, batch, None, True), batch)
+    def loss(batch):  # in training, with dropout: what a row draws does not depend on how many there are
+        return method.loss(method.apply(one, methods.tuned(model, one), consts, batch, key, True), batch)
 
     full = {"image": images, "label": np.arange(M) % len(CLASSES), "weight": np.ones(M, np.float32)}
     close(loss(shard.pad(full, 0, M + 3)), loss(full))

@@ -561,6 +561,7 @@ def processor(hf, name="preprocessor_config.json", **fields):
 def test_what_an_image_processor_states_is_obeyed(hf):
     assert processor(hf).resize == Resize()
     assert processor(hf, size=32).resize == Resize()
+    assert processor(hf, size=[32, 32]).resize == Resize("squash")
     assert processor(hf, size={"shortest_edge": 36}, resample=2).resize == Resize(
         interpolation="bilinear", scale=36 / 32
     )
@@ -602,7 +603,14 @@ def test_open_clips_preprocessing_is_obeyed(hf, tmp_path):
     edit_json(path, preprocess_cfg={"mean": 0.5, "std": None, "fill_color": [1, 2, 3]})
     config = convert.config_of(folder)
     assert (config.mean, config.std, config.resize.fill) == ((0.5,) * 3, STD, (1, 2, 3))
-    for field, value in {"resize_mode": "fit", "interpolation": "area", "mode": "L", "std": 0, "pad": 4}.items():
+    for field, value in {
+        "resize_mode": "fit",
+        "interpolation": "area",
+        "mode": "L",
+        "std": 0,
+        "mean": [0, 0],
+        "pad": 4,
+    }.items():
         edit_json(path, preprocess_cfg={"std": None, field: value})
         with pytest.raises(UserError, match=rf"preprocess_cfg: .*{field}"):
             convert.config_of(folder)
@@ -705,7 +713,15 @@ def test_weights_that_are_not_finite_or_stand_twice_are_refused(hf):
         convert.read(hf)
 
 
+def test_a_logit_scale_that_is_no_logarithm_is_refused(hf):
+    tensors = load_file(hf / "model.safetensors")
+    save_file(tensors | {"logit_scale": np.array(100, np.float32)}, hf / "model.safetensors")
+    with pytest.raises(UserError, match="logit_scale is 100; expected the logarithm"):
+        convert.read(hf)
+
+
 def test_a_format_that_is_not_read_is_named(tmp_path):
     (tmp_path / "siglip.npz").touch()
-    with pytest.raises(UserError, match="siglip.npz: not in a format"):
-        convert.read(tmp_path)
+    for path in tmp_path, tmp_path / "siglip.npz":
+        with pytest.raises(UserError, match="siglip.npz: not in a format"):
+            convert.read(path)

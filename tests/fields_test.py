@@ -158,7 +158,7 @@ def test_a_warm_up_in_steps_may_be_longer_than_there_are_epochs():
         ("digits:coop,n_ctx=-1", "config.recipe.coop.hyper.n_ctx: expected a whole number"),
         ("digits:coop,shots=(1,1)", "config.shots: expected"),
         ("digits:coop,shots=" + "(" * 500, "config.shots: expected"),
-        ("digits:coop,protocols=5", "config.protocols: expected"),
+        ("digits:coop,protocols=5", "unknown value of config.protocols '5'"),
         ("scenes_vl:single_adapter,epochs=a", "epochs=a: expected float, got 'a'"),
         ("scenes_vl:single_adapter,epochs=0", "config.recipe.single_adapter.epochs: expected a number, more than 0"),
         ("scenes_vl:single_adapter,batch=a", "batch=a: expected int, got 'a'"),

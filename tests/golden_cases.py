@@ -59,7 +59,7 @@ def gather(folders):
 
 def digest(path):
     """What tells a case from another: its name and the content of its files."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     return path.name, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)
 
 

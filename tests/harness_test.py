@@ -92,6 +92,7 @@ def test_the_same_directory_twice_or_a_part_of_it_runs_once(repo):
 def test_read_only_folders_links_that_lead_back_and_cases_that_say_their_kind(repo):
     more = repo.path / "more"
     write(more / "backbones/eva/case.json", {"format": "clip 1", "kind": "backbone", "family": "eva02"})
+    write(more / "backbones/eva/checkpoint/config.json", {})
     (more / "clip" / "loop").symlink_to(more)
     for path in (more, *more.rglob("*")):
         path.chmod(0o555)

@@ -57,7 +57,7 @@ def test_positions_are_those_of_the_released_code():
     assert clip_lora.POSITIONS.keys() | clip_lora.TOP.keys() == OFFICIAL.keys()
     for name, want in OFFICIAL.items():
         assert clip_lora.layers(name, 12, "text") == want
-    halves = {"half-up": [*range(12, 24)], "half-bottom": [*range(12)], "all": [*range(24)]}  # of ViT-L/14
+    halves = {"half-up": [*range(12, 24)], "half-bottom": [*range(12)], "all": [*range(24)]}
     assert {name: clip_lora.layers(name, 24, "vision") for name in halves} == halves
     for L in range(3, 40):  # every layer of a tower is in one third and in one half
         for names in (("bottom", "mid", "up"), ("half-bottom", "half-up")):
@@ -150,6 +150,14 @@ def test_more_than_four_vectors_start_from_noise_however_many_words_there_are():
     _, model, five, _ = start("ivlp", n_ctx_text=5, ctx_init="a photo of the red cat")
     assert "words" in four and "words" not in five
     np.testing.assert_array_equal(five["emb"], words_of(model, "a a a a a {}.")[0])
+    _, _, apex, _ = start("apex", n_ctx_text=5, ctx_init="a photo of the red cat")  # whose code has another limit
+    assert apex["words"].shape[0] == 5
+
+
+def test_the_pre_trained_model_of_apex_reads_the_words_that_its_vectors_start_from():
+    _, model, consts, _ = start("apex", ctx_init="art of the")
+    emb, eot = words_of(model, "art of the {}.")
+    np.testing.assert_allclose(consts["plain"], model.text(emb, eot), rtol=1e-4, atol=1e-5)
 
 
 # -------------------------------------------------------------------- sizes that are none

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vlmx import features, files, method, world
+from vlmx import features, files, method, settings, world
 from vlmx.data import fewshot, image_files, own, task, tokenizer
 from vlmx.errors import UserError
 
@@ -162,6 +162,10 @@ def tree(root, *names, n=4):
             ("train", "bus"),
             ("bus", "train"), [4, 2, 2], "the folder 'train' is read as a class, as it holds no class folders",
         ),
+        (
+            ("train_data/a", "train_data/b", "test1/a", "test1/b"),
+            ("a", "b"), [6, 2, 8], "read as splits: 'test1' as test, 'train_data' as train",
+        ),
         (("bullet train", "steam train", "test tube"), ("bullet train", "steam train", "test tube"), [6, 3, 3], None),
         (
             ("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"), ("fold1", "fold2"), [8, 4, 4],
@@ -184,6 +188,8 @@ def test_what_was_understood_is_said(tmp_path, names, classes, counts, note):
         (("val/a", "val/b", "test/a", "test/b"), "'test', 'val' look like splits, but none is a train folder"),
         (("bus", "car", "train/freight", "train/passenger"), "is 'train' a split or a class.*'freight', 'passenger'"),
         (("train", "test"), "'test', 'train' look like splits, but hold no class folders"),
+        (("train", "test1"), "'test1', 'train' look like splits, but hold no class folders"),
+        (("a", "b", " "), "a class folder is called ' '; rename it"),
         (("train/a", "train/b", "Train/a"), "'Train', 'train' look like splits, but two of them are the same one"),
         (("train/a", "train/b", "training/a"), "two of them are the same one"),
         (("images_train/a", "images_test/a", "masks_train/a", "masks_test/a"), "two of them are the same one"),
@@ -213,15 +219,20 @@ def test_numbers_are_sorted_by_value(tmp_path):
     assert all(
         got.classnames[label] == f"name {f.split('/')[0]}" for f, label in zip(got.train.names, got.train.labels)
     )
-    assert own.sort_classes({"b", "10", "9.5", "a", "1" * 5000}, "x") == ("9.5", "10", "1" * 5000, "a", "b")
+    assert own.sort_classes({"b", "10", "9.5", "nan", "1" * 5000}, "x") == ("9.5", "10", "1" * 5000, "b", "nan")
+    for same in ("01", "1.0", "+1", "1.", "1e0", "\uff11"):
+        with pytest.raises(UserError, match="are the same number, written in two ways"):
+            own.sort_classes({"1", same}, "x")
 
 
 def test_every_file_that_is_an_image_is_read_and_all_others_are_counted(tmp_path):
     tree(tmp_path / "data", "a", "b", n=2)
     a = tmp_path / "data/a"
-    for name, form in (("1.jfif", "JPEG"), ("2.avif", "AVIF"), ("3", "PNG"), ("4.JPG", "JPEG"), ("5.img", "WEBP")):
+    forms = {"1.jfif": "JPEG", "2.avif": "AVIF", "3": "PNG", "4.JPG": "JPEG", "5.img": "WEBP", "6.pcx": "PCX"}
+    for name, form in forms.items():
         image(a / name, form)
-    image(a / "6.dng", "TIFF")
+    image(a / "7.dng", "TIFF")
+    image(a / "8.eps", "EPS")
     write(a / "P5 text", "P5 is no image")
     write(a / "empty", "")
     os.mkfifo(a / "pipe")
@@ -232,10 +243,11 @@ def test_every_file_that_is_an_image_is_read_and_all_others_are_counted(tmp_path
     write(a / "Thumbs.db", "")
     got = load(tmp_path)
     listed = sorted(n for s in got[3:6] for n in s.names if n.startswith("a/"))
-    assert listed == ["a/00.jpg", "a/01.jpg", *(f"a/{n}" for n in ("1.jfif", "2.avif", "3", "4.JPG", "5.img"))]
+    assert listed == ["a/00.jpg", "a/01.jpg", *(f"a/{n}" for n in forms)]
     assert got.notes[1] == (
         f"left out below {tmp_path / 'data'}: hidden or system files and folders: 6; "
-        "files that are not read as images (no ending): 5; files that are not read as images (.dng): 1"
+        "files that are not read as images (no ending): 5; files that are not read as images (.dng): 1; "
+        "files that are not read as images (.eps): 1"
     )
 
 
@@ -316,6 +328,8 @@ def test_names_that_are_no_utf8_work(tmp_path):
     read = load(tmp_path, name="csv", file=tmp_path / "work/splits.csv")  # with the bytes of the names as they are
     assert [list(s.names) for s in read[3:6]] == [list(s.names) for s in got[3:6]]
     assert [s.labels.tolist() for s in read[3:6]] == [s.labels.tolist() for s in got[3:6]]
+    with pytest.raises(UserError, match="the name is not UTF-8, where no checkpoint can be written"):
+        settings.finished(None, Path("caf\udce9"))
     again = load(tmp_path)  # the same splits.csv
     assert len(np.unique(features.identities(again.train)[0], axis=0)) == len(again.train.labels)
     files.write_json(tmp_path / "list.json", list(got.train.names))

@@ -416,6 +416,24 @@ def test_labels_of_a_split_file_are_numbers_from_0_on(tmp_path, label):
         task.load({"name": "eurosat", "root": tmp_path}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("oxford_flowers", "imagelabels.mat", b"MATLAB 5.0 but cut"),
+        ("oxford_flowers", "cat_to_name.json", b'["pink primrose"]'),
+        ("oxford_flowers", "cat_to_name.json", b'{"1": "pink'),
+        ("stanford_cars", "devkit/cars_meta.mat", b""),
+        ("oxford_pets", "annotations/trainval.txt", b"\xff\xfe"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", b"one 1"),
+    ],
+)
+def test_damaged_official_lists(tmp_path, name, file, content):
+    home = official(name, tmp_path)
+    (home / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{re.escape(str(home))}"):
+        task.load({"name": name, "root": tmp_path}, tmp_path)
+
+
 def test_broken_official_list(tmp_path):
     home = official("ucf101", tmp_path)
     lines(home / "ucfTrainTestlist/trainlist01.txt", ["Juggling/v_1.avi 9"])

@@ -186,6 +186,21 @@ def test_a_tokenizer_without_start_and_end_is_not_clips(tmp_path):
         tokenizers_.load(tmp_path / "m", 40, 50_000)
 
 
+def test_a_tokenizer_that_never_ends_as_the_model_reads_is_refused(tmp_path):
+    save_model(tmp_path)
+    clip_vocabulary(tmp_path / "other")
+    for name in ("vocab.json", "merges.txt"):
+        vocab = (tmp_path / "other" / name).read_text()
+        (tmp_path / name).write_text(vocab)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    raw = json.loads((tmp_path / "vocab.json").read_text())
+    kept = {key: i for i, (key, _) in enumerate(list(raw.items())[10:])}  # fewer ids than the model has
+    (tmp_path / "vocab.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="never ends a text with 511, as this model needs"):
+        zoo.load(str(tmp_path))
+
+
 def test_load_from_a_directory(tmp_path):
     params = save_model(tmp_path)
     loaded = zoo.load(str(tmp_path), context=10, image_size=32, param_dtype="bfloat16", dtype="bfloat16")

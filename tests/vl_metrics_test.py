@@ -12,15 +12,17 @@ from golden_cases import load
 from vlmx.metrics import caption, ptb, vqa
 
 
-@pytest.mark.golden("vqa_accuracy.json")
+@pytest.mark.golden("vqa_accuracy*.json")
 def test_golden_vqa(golden):
     case = load(golden)
-    for text in case["normalisation"]:
+    for text in case.get("normalisation", ()):
         assert vqa.unpunctuated(text["raw"]) == text["after_punctuation"]
         assert vqa.normalised(text["raw"]) == text["normalised"]
     questions = case["questions"]
     for q in questions:
         assert 100 * vqa.vqa_accuracy(q["prediction"], q["answers"]) == pytest.approx(q["accuracy_percent"], abs=1e-9)
+    if "overall" not in case:
+        return
     scores = vqa.vqa([q["prediction"] for q in questions], questions)
     assert scores["accuracy"] == case["overall"]["overall"]
     for key, group in (("answers", "perAnswerType"), ("questions", "perQuestionType")):
@@ -29,7 +31,7 @@ def test_golden_vqa(golden):
         }
 
 
-@pytest.mark.golden("captions.json")
+@pytest.mark.golden("captions*.json")
 def test_golden_captions(golden):
     case = load(golden)
     assert [" ".join(ptb.words(p)) for p in case["predictions"]] == case["tokenized_predictions"]

@@ -4,12 +4,14 @@ Tolerances are those of the reference vectors' README.
 """
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cases import load
+from golden_cases import OWN, load
+from safetensors.numpy import save_file
 from vl_golden_tools import close, pad, read
 
 from vlmx import multitask, partition, variant
@@ -162,3 +164,25 @@ def test_golden_variant(golden):
         vis, words = c.model.visual(batch["features"], batch["boxes"]), (case["false_id"], case["true_id"])
         given = () if c.model.config.family == "t5" else (case["config"]["bos_token_id"],)
         np.testing.assert_array_equal(which(c.model, batch["ids"], vis, words, given), t["out.nlvr.pred_true"])
+
+
+def test_batches_are_as_long_as_the_longest_texts_of_a_case(tmp_path):
+    """Of a golden case with longer texts and answers, and without what not every case has."""
+    folder = OWN / "vl" / "t5_video_single_adapter"
+    case, tensors = load(folder)
+    for name in [n for n in tensors if n.startswith("in.")]:
+        if name.endswith(("input_ids", "target_ids")):
+            tensors[name] = np.concatenate([tensors[name]] * (2 if "tvqa" in name else 1), axis=1)
+        elif name.endswith("boxes"):
+            del tensors[name]
+    for key in ("trainable_parameters", "total_parameters", "per_task", "generation", "add_adapter_cross_attn"):
+        case.pop(key, None)
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    save_file(tensors, tmp_path / "tensors.safetensors")
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    c = read(tmp_path)
+    for task in case["tasks"]:
+        batch, length = c.batch(task)
+        assert batch["ids"].shape == (3, 14) and batch["labels"].shape == (3, 10) and batch["boxes"] is None
+        assert length == tensors[f"in.{task}.target_ids"].shape[1]
+        assert (batch["labels"][:, length:] == -100).all()

@@ -221,6 +221,9 @@ def test_how_a_task_is_answered():
     beams = vl_predict.how_to_generate(TASKS[0]._replace(beams=5, answer_length=7), own)
     assert (greedy.beams, greedy.max_length, greedy.force_end, greedy.no_repeat_ngram) == (1, 20, False, 3)
     assert (beams.beams, beams.max_length, beams.force_end, beams.early_stopping) == (5, 7, True, True)
+    summary = Generation(min_length=56, begin=0, published_beams=False, repetition_penalty=2.0)
+    answer = vl_predict.how_to_generate(TASKS[0], summary)
+    assert answer == Generation(repetition_penalty=2.0)
 
 
 def test_trivial_baselines():

@@ -51,6 +51,8 @@ def preemption():
 def manager(folder, keep=1):
     """An orbax manager of the steps under `folder`, the last `keep`; saving is asynchronous and atomic. What a killed
     run has left half written is taken away."""
+    if os.path.lexists(folder) and not Path(folder).is_dir():
+        raise UserError(f"{folder}: a file where the folder of checkpoints should be. Move it away.")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     return ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
@@ -167,7 +169,8 @@ def _read(folder):
         raise
     except Exception as e:
         lines = str(e).strip().splitlines() or [""]
-        raise Damaged(f"The checkpoint in {folder} is damaged ({type(e).__name__}: {lines[0][:150]})") from e
+        reason = f"{type(e).__name__}: {lines[0][:150]}"
+        raise Damaged(f"The checkpoint in {folder} is damaged, or of another version of vlmx ({reason})") from e
 
 
 def refuse_other(where, saved, asked):
@@ -352,6 +355,8 @@ def _arrays(path):
         above = ["/".join([branch, *inner[:i]]) for i in range(len(inner))]
         if clash := [other for other in above if other in arrays]:
             raise UserError(f"{path}: {name!r} lies within {clash[0]!r}, which is an array itself. {AGAIN}")
-        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array.astype(np.float32)).all():
+        with np.errstate(over="ignore"):
+            finite = not jnp.issubdtype(array.dtype, jnp.floating) or np.isfinite(array.astype(np.float32)).all()
+        if not finite:
             raise UserError(f"{path}: {name!r} has numbers that are not finite. {AGAIN}")
     return arrays

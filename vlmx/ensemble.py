@@ -20,13 +20,18 @@ def make(method, beta=4.0, threshold=0.05):
     The method's outputs need "image_features" `(B, E)` and "text_features" `(C, E)`, or `(B, C, E)` where each image
     has its own. Raises UserError for a method without, or one that changes the pre-trained weights.
     """
+    return over(method, beta, threshold, PHOTO)
+
+
+def over(method, beta, threshold, template):
+    """`make`, where the pre-trained model reads the classes in another template."""
     check_number("ensemble.beta", beta, 0, whole=False)
     check_number("ensemble.threshold", threshold, whole=False)
     if method.trains:
         raise UserError("the ensemble needs the pre-trained model beside the tuned one, and this method changes it.")
 
     def setup(model, task):
-        return {**method.setup(model, task), "plain": template_features(model, task, (PHOTO,))[:, 0]}
+        return {**method.setup(model, task), "plain": template_features(model, task, (template,))[:, 0]}
 
     def init(key, model, consts, support):
         v = method.init(key, model, consts, support)

@@ -17,7 +17,6 @@ import hashlib
 import io
 import itertools
 import os
-import shutil
 import sys
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -204,6 +203,10 @@ class Parts:
                     self.stored[name] = path
         if self.earlier and not self.earlier & identities.keys():
             raise UserError(f"{self.out} holds features of others, such as {min(self.earlier)!r}: another --out.")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as e:
+            raise UserError(f"{self.folder} cannot be made, {e.filename} is no folder: another --out.") from e
 
     def _pieces(self):
         return sorted(path for path in self.folder.glob("*.h5") if path.stem.isdecimal())
@@ -233,7 +236,6 @@ class Parts:
         self.write()
         if self._pieces() or self.earlier != self.stored.keys() or not self.out.exists():
             fresh = self.out.with_name(self.out.name + ".new")
-            fresh.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
                 file = stack.enter_context(_open(fresh, "w"))
                 _state(file, self.about)
@@ -245,7 +247,10 @@ class Parts:
                             features = sources[path][name]["features"][()]
                         _store(file, name, features, self.identities[name])
             os.replace(fresh, self.out)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for piece in self._pieces():
+            piece.unlink()
+        with contextlib.suppress(OSError):  # it holds something else
+            self.folder.rmdir()
 
 
 def _identities(path, about):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import jax
 
-from vlmx.errors import UserError
+from vlmx.errors import Unwritable, UserError
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a spreadsheet's formula begins, or hides its beginning
 LIMIT = 2**28  # bytes of a json file that is read whole
 
 # in words; all others are numbers
@@ -23,11 +24,15 @@ def write(path, content):
     if jax.process_index() != 0:
         return
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
     # A file name that is not UTF-8 stands as \udcXX escapes, which JSON readers turn back into the name.
-    fresh.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
-    os.replace(fresh, path)
+    content = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_bytes(content)
+        os.replace(fresh, path)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as e:  # a folder in place of a file, or otherwise
+        raise Unwritable(path, e.strerror) from e
 
 
 def write_json(path, data):
@@ -112,7 +117,7 @@ def describe_problem(content, kind):
         kinds = kind if isinstance(kind, tuple) else (kind if isinstance(kind, type) else type(kind),)
         is_kind = isinstance(content, kinds) and (bool in kinds or not isinstance(content, bool))
         words = dict.fromkeys(KINDS.get(k, "a number") for k in kinds)
-        return "" if is_kind else f"{describe_kind(content)}, not {' or '.join(words)}"
+        return "" if is_kind else f"holds {describe_kind(content)}, not {' or '.join(words)}"
     for name, value, inner_kind, is_there in inner:
         if not is_there:
             return f"no {name} in it"
@@ -135,3 +140,13 @@ def reading(path, advice=""):
 def describe_kind(value):
     """Return what a json value is, in words: "a list", "a number", ..."""
     return KINDS.get(type(value), "a number")
+
+
+def csv_cell(value):
+    """Return a value as a cell of a csv that a spreadsheet takes for no formula: a text that begins as one gets a '."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA) else value
+
+
+def plain_cell(text):
+    """Return the text of a cell that `csv_cell` made."""
+    return text[1:] if text[:1] == "'" and csv_cell(text[1:]) == text else text

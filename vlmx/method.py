@@ -237,6 +237,14 @@ def prompts(task, templates):
     return texts, [f"class {name!r} in template {t!r}" for name, t in pairs]
 
 
+def check_word(name, value, valid=None):
+    """Refuse, with a UserError, a hyper-parameter that is no text, or none of the `valid` ones."""
+    if not isinstance(value, str):
+        raise UserError(f"{name} is a text; got {value!r}.")
+    if valid is not None and value not in valid:
+        raise unknown(f"value of {name}", value, valid)
+
+
 def check_room(name, n, model):
     """UserError where n learned vectors, with the start and the end of a text, leave no place for a class name."""
     context = model.config.text.context

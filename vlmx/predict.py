@@ -19,6 +19,7 @@ import csv
 import functools
 import json
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -37,6 +38,7 @@ from vlmx.errors import WRONG, UserError, unknown
 from vlmx.models import zoo
 
 TOP = 5
+ITEM = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",][^,]*|))\s*(,|$)')  # a name of --classes, quoted or not
 
 
 # -------------------------------------------------------------------- methods for CLIP
@@ -381,10 +383,15 @@ def class_names(text, learnt=()):
         advice = "--classes: expected a file with a name in each line."
         names = files.read_text(text.removeprefix("@"), advice).split("\n")
     else:
-        try:
-            names = [name for row in csv.reader([text], skipinitialspace=True, strict=True) for name in row]
-        except csv.Error as e:
-            raise UserError(f'--classes {text!r}: {e}; expected names as in "cat, domestic",dog.') from e
+        names, at = [], 0
+        while at <= len(text):
+            item = ITEM.match(text, at)
+            if not item:
+                raise UserError(
+                    f'--classes {text}: a quote that does not end; expected names as in "cat, domestic",dog.'
+                )
+            names.append(item[2] if item[1] is None else item[1].replace('""', '"'))
+            at = item.end() + (item[3] == "")  # behind the last one the text ends
     spelled = {" ".join(name.split()): name for name in learnt}
     names = [" ".join(name.split()) for name in names]
     names = [spelled.get(name, name) for name in names if name]

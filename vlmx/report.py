@@ -412,15 +412,11 @@ def write(workdir):
     """
     workdir = Path(workdir)
     results = load(workdir)
-    try:
-        contents = pages(results, workdir)
-    except UserError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError) as e:
-        raise UserError(
-            f"{workdir / 'results.json'} is not as a run writes it ({type(e).__name__}: {e}). "
-            "Run the command again to write it."
-        ) from e
+    with files.reading(workdir / "results.json", AGAIN):
+        try:
+            contents = pages(results, workdir)
+        except jinja2.TemplateError as e:  # a part that a page asks for is missing
+            raise ValueError(e) from e
     for name, content in contents.items():
         files.write(workdir / name, content)
     return workdir / "report.html"
@@ -444,17 +440,21 @@ def main(arguments):
         print("usage: python -m vlmx.report WORKDIR", file=sys.stderr)
         return 2
     try:
+        path, results = write(arguments[0]), load(arguments[0])
         with files.reading(Path(arguments[0]) / "results.json", AGAIN):
-            path = write(arguments[0])
-            results = load(arguments[0])
-            as_text = vl_report.table if results.get("family") == "vl" else table
-            text = tables.text(results) if "cells" in results else as_text(results)
+            print(text(results))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(text)
     print(f"wrote {path}")
     return 0
+
+
+def text(results):
+    """The tables of any results for the terminal."""
+    if "cells" in results:
+        return tables.text(results)
+    return vl_report.table(results) if results.get("family") == "vl" else table(results)
 
 
 if __name__ == "__main__":

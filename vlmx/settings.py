@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vlmx import fields, optim, shard
 from vlmx import method as methods
 from vlmx.data import protocols, task
+from vlmx.data.image_files import is_text, printable
 from vlmx.errors import UserError, unknown
 from vlmx.files import read_json, write_json
 
@@ -204,7 +205,7 @@ def set_fields(config, given):
         key, _, value = field.removeprefix("--config.").partition("=")
         try:
             config.update_from_flattened_dict({key: common.literal(value)})
-        except (TypeError, ValueError, KeyError, AttributeError) as e:
+        except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as e:
             raise UserError(f"--config.{key}={value}: {e}") from None
     fields.let_batch_hold(config, [field.removeprefix("--config.").partition("=")[0] for field in given])
 
@@ -240,6 +241,8 @@ def finished(config, workdir, write=True):
     A workdir of another config is refused, but for what is `FREE`; methods, protocols and, of several, numbers of shots
     that are there already stay.
     """
+    if not is_text(str(workdir)):  # orbax would fail there, after the training
+        raise UserError(f"--workdir={printable(workdir)}: the name is not UTF-8, where no checkpoint can be written.")
     path = workdir / "config.json"
     asked, saved = plain(config), None
     if path.exists():

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmx import files
 from vlmx.metrics import accuracy
 
 KEYS = ("benchmark", "backbone", "protocol", "shots", "method")
@@ -388,10 +389,11 @@ def table_csv(cells):
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*KEYS, "seed", "metric", "value", "trained_params", "seconds"])
     for cell in cells:
-        key = [cell[k] for k in KEYS]
+        key = [files.csv_cell(cell[k]) for k in KEYS]
         if "failed" in cell:
             writer.writerow([*key, "", "failed" if cell["failed"] else "not run", "", "", ""])
         for seed in cell.get("seeds", ()):
             for metric, value in seed["metrics"].items():
-                writer.writerow([*key, seed["seed"], metric, value, cell["trained_params"], cell["seconds"]])
+                values = [seed["seed"], metric, value, cell["trained_params"], cell["seconds"]]
+                writer.writerow([*key, *map(files.csv_cell, values)])
     return out.getvalue()

@@ -42,8 +42,12 @@ def choices(words, texts):
 
 
 def how_to_generate(task, own):
-    """A vlseq.Generation: the task's beams and length, the checkpoint's own rules; with beams a text is made to end."""
-    more = {"length_penalty": 1.0, "sample": False, "force_end": task.beams > 1}
+    """A vlseq.Generation: the task's beams and lengths, the checkpoint's other rules, the published beam search.
+
+    With beams a text is made to end. It begins with the token that the model was tuned with.
+    """
+    more = {"length_penalty": 1.0, "sample": False, "force_end": task.beams > 1, "min_length": 0}
+    more |= {"begin": None, "published_beams": True}
     return dataclasses.replace(own, beams=task.beams, max_length=task.answer_length, **more)
 
 

@@ -141,6 +141,11 @@ def drop_unreadable(config, dataset, targets, problems, transform):
             left = {part: getattr(draw, part) for part in bad}
             left = {part: r[~np.isin(r, [b.index for b in bad[part]])] for part, r in left.items()}
             _refuse_emptied_classes(protocol, dataset, draw, left["train"])
+            if config.checkpoint_best and len(draw.val) > len(left["val"]) == 0:
+                raise UserError(
+                    f"checkpoint_best chooses on validation images, and none of the {len(draw.val)} of {protocol}, "
+                    f"seed {draw.seed}, can be read."
+                )
             problem.draws[i] = draw._replace(**left)
     return bad
 

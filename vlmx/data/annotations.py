@@ -4,7 +4,6 @@ Functions on lines of text hold the rules (checked against the official readers)
 File names are listed sorted, where the official code takes the order of the file system.
 """
 
-import json
 import random
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from vlmx.data.image_files import list_folder
 from vlmx.errors import UserError
+from vlmx.files import read_json, read_text
 
 Item = tuple[str, int, str]
 
@@ -163,14 +163,20 @@ def imagenet_v2_items(files: dict[str, list[str]], names: list[str]) -> list[Ite
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    path.stat()  # FileNotFoundError says what is missing
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _matlab(path: Path) -> dict:
     from scipy.io import loadmat
 
     path.stat()  # scipy would try another ending before it says that the file is missing
-    return loadmat(path, squeeze_me=True)
+    if not path.is_file():
+        raise UserError(f"{path}: no file, but a folder, a pipe or a device.")
+    try:
+        return loadmat(path, squeeze_me=True)
+    except Exception as e:  # scipy raises what its reader stumbles over
+        raise UserError(f"{path}: no whole MATLAB file ({e}). Was it downloaded completely?") from e
 
 
 # The names that CLIP's authors made for ImageNet's classes (openai/CLIP, notebooks, MIT licence), which all papers use.
@@ -193,7 +199,9 @@ def _wnid_items(home: Path, folder: str, prefix: str = "") -> list[Item]:
 
 def _flowers(home: Path):
     labels = _matlab(home / "imagelabels.mat")["labels"].tolist()
-    return {"all": flowers_items(labels, json.loads((home / "cat_to_name.json").read_text(encoding="utf-8")))}
+    (home / "cat_to_name.json").stat()
+    names = read_json(home / "cat_to_name.json", 'Expected {"1": "pink primrose", ...}.')
+    return {"all": flowers_items(labels, names)}
 
 
 def _pets(home: Path):

@@ -142,7 +142,7 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
         raise UserError(missing(name, root, e.filename)) from e
     except UserError:
         raise
-    except (ValueError, KeyError, IndexError) as e:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
         raise UserError(f"{name}: a line of the official lists under {home} is not as expected ({e!r}).") from e
     parts, missing_files = check_files(name, home / bench.images, parts, data.get("bad_images") == "skip")
     notes = [*notes, *missing_files]

@@ -18,15 +18,22 @@ IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".jp2", ".j2k", ".tga", ".qoi"),
 )
-# Formats that begin with bytes of their own and that PIL decodes by itself (EPS would start another program).
+# Formats that no other file is taken for: they begin with bytes of their own.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "QOI", "ICO", "PSD")
+NOT_DECODED = (
+    "EPS",
+    "WMF",
+    "PDF",
+    "MPEG",
+    "HDF5",
+    "GRIB",
+    "BUFR",
+)  # PIL knows the endings, but decodes none
 RAW = (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2", ".srw", ".orf", ".rw2", ".pef")  # TIFF, but a preview
 SYSTEM = (
     *("@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information"),
     *("lost+found", "__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
 )
-
-
 LOOPS = "links to a folder that is read already"
 
 
@@ -55,9 +62,11 @@ def is_image(path: str) -> bool:
         if ending in RAW or not stat.S_ISREG(s.st_mode) or not s.st_size:
             return False
         Image.init()
+        named = Image.registered_extensions().get(ending)
+        formats = [f for f in (*FORMATS, named) if f in Image.OPEN and f not in NOT_DECODED]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]):
+            with Image.open(path, formats=formats):
                 return True
     except Image.DecompressionBombError:
         return True
@@ -89,7 +98,7 @@ def list_folder(folder: str | os.PathLike, left_out: Counter) -> tuple[list[str]
                 (folders if is_folder else files).append(entry.name)
     except OSError as e:
         raise UserError(
-            f"the folder {os.fspath(folder)!r} cannot be listed ({e.strerror}), so its images would be missing. "
+            f"the folder {printable(folder)} cannot be listed ({e.strerror}), so its images would be missing. "
             "Make it readable, or move it away."
         ) from e
     return sorted(folders), sorted(files)
@@ -144,9 +153,10 @@ def select_images(folder: str, files: Iterable[str], left_out: Counter) -> list[
 
 def describe_left_out(root: str | os.PathLike, left_out: Counter) -> list[str]:
     """Return a note that counts what was left out below `root`, or no note."""
-    counts = [f"{what}: {n}" for what, n in left_out.most_common(20)]
-    if rest := left_out.total() - sum(n for _, n in left_out.most_common(20)):
-        counts.append(f"others: {rest}")
+    ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    counts = [f"{what}: {n}" for what, n in ranked[:20]]
+    if len(ranked) > 20:
+        counts.append(f"others: {sum(n for _, n in ranked[20:])}")
     return [f"left out below {printable(root)}: {'; '.join(counts)}"] if counts else []
 
 
@@ -216,9 +226,14 @@ def printable(text: str | os.PathLike) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(text))
 
 
-def is_name(text: object) -> bool:
-    """Return whether a value is a text of one line that can name a class: not blank, and valid Unicode."""
-    return isinstance(text, str) and bool(text.strip()) and not re.search("[\0\r\n\ud800-\udfff]", text)
+def is_text(value: object) -> bool:
+    """Return whether a value is a text without surrogates, which stand for bytes that are not UTF-8."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def is_name(value: object) -> bool:
+    """Return whether a value is a text of one line that can name a class."""
+    return is_text(value) and bool(value.strip()) and not re.search("[\0\r\n]", value)
 
 
 def normalize_name(name: str) -> str:

@@ -27,6 +27,7 @@ from vlmx.data.image_files import (
     find_file,
     is_image,
     is_name,
+    is_text,
     list_folder,
     list_images,
     normalize_name,
@@ -68,10 +69,12 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
         return _from_split_file(data, root, workdir)
     parts, notes = find_splits(root)
     left_out = Counter()
-    for above in {root / p for f in parts.values() if f for p in Path(f).parents}:
+    for above in dict.fromkeys(root / p for f in parts.values() if f for p in Path(f).parents):
         _class_folders(above, left_out)  # only for what lies beside the splits
     folders = {part: _class_folders(root / f, left_out) for part, f in parts.items()}
     classes = sort_classes(folders["train"], root)
+    if unnamed := [c for c in classes if not is_name(c)]:
+        raise UserError(f"{printable(root / parts['train'])}: a class folder is called {unnamed[0]!r}; rename it.")
     _refuse_classes_without_training(root, parts, folders, classes)
     entries = [
         Entry(os.path.join(f, name, path), c, part, "")
@@ -89,7 +92,7 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
     if len(classes) < 2 or empty:
         _refuse_layout(root, parts, classes, empty, left_out)
     notes += [f"the name of the folder {f!r} is not UTF-8; it is read as Latin-1: class {c!r}"
-              for c, names in folders["train"].items() for f in names if not _is_text(f)]  # fmt: skip
+              for c, names in folders["train"].items() for f in names if not is_text(f)]  # fmt: skip
     notes += describe_left_out(root, left_out)
     return _dataset("folder", root, classes, entries, workdir, notes)
 
@@ -115,6 +118,7 @@ def find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
     classes = {part: {class_name(c) for c in _folders(root / f)} for part, f in parts.items()}
     others = {n: len(list_images(root / n, Counter())) for n in names if n not in named.values()}
     listed = ", ".join(map(repr, parts.values()))
+    images_beside = [n for n, count in others.items() if count]
     if not any(classes.values()):  # images without class folders
         if len(parts) > 1:
             raise UserError(
@@ -127,7 +131,6 @@ def find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
             f"{printable(root)}: {listed} look like splits, but none is a train folder with class folders. Name the "
             f"folder of the training images train; or, if these are classes, rename them.\n{LAYOUT}"
         )
-    images_beside = [n for n, count in others.items() if count]
     if images_beside and not any(classes["train"] & c for part, c in classes.items() if part != "train"):
         raise UserError(
             f"{printable(root)}: is {parts['train']!r} a split or a class? It holds folders "
@@ -139,33 +142,36 @@ def find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
     if any(f.lower() not in (*PARTS, *ALSO) for f in parts.values()):
         notes += [f"read as splits: {', '.join(f'{f!r} as {part}' for part, f in parts.items())}"]
     if others:
-        found = ", ".join(f"{n!r} ({count} images)" for n, count in list(others.items())[:5])
-        notes += [f"left out, folders beside the splits: {found}{' ...' if len(others) > 5 else ''}"]
+        counts = ", ".join(f"{n!r} ({count} images)" for n, count in list(others.items())[:5])
+        notes += [f"left out, folders beside the splits: {counts}{' ...' if len(others) > 5 else ''}"]
     return parts, notes
 
 
 def _split_folders(root: Path, names: list[str]) -> dict[str, str]:
-    """Return {split: folder} of the folders whose names say that they are splits: `train`, or several names that differ
-    in this word alone, such as seg_train and seg_test."""
+    """Return {split: folder} for names that say so: `train`, several that differ in this word alone (seg_train and
+    seg_test), or one for each split and nothing else (train_data and test1)."""
     patterns = {}
     for name in names:
         words = list(SPLIT_WORD.finditer(name.lower()))
         if len(words) == 1:
             pattern = name.lower()[: words[0].start()], name.lower()[words[0].end() :]
             patterns.setdefault(pattern, []).append((_part(words[0][1]), name))
-    several = [found for found in patterns.values() if len({part for part, _ in found}) > 1]
+    splits = {part: name for pairs in patterns.values() for part, name in pairs}
+    if len(splits) == len(names) > 1:
+        return splits
+    groups = [pairs for pairs in patterns.values() if len({part for part, _ in pairs}) > 1]
     if ("", "") in patterns:
-        several = [patterns["", ""]]
-    if not several:
+        groups = [patterns["", ""]]
+    if not groups:
         return {}
-    named = dict(several[0])
-    if len(several) > 1 or len(named) < len(several[0]):
-        listed = ", ".join(repr(name) for found in several for _, name in found)
+    splits = dict(groups[0])
+    if len(groups) > 1 or len(splits) < len(groups[0]):
+        listed = ", ".join(repr(name) for pairs in groups for _, name in pairs)
         raise UserError(
             f"{printable(root)}: {listed} look like splits, but two of them are the same one. Keep one folder for each "
             f"of train, val and test.\n{LAYOUT}"
         )
-    return named
+    return splits
 
 
 def _unwrap(path: Path, name: str) -> str:
@@ -186,7 +192,7 @@ def _nested_alike(root: Path, names: list[str]) -> list[str]:
     if len(names) < 2:
         return []
     splits = [set(_split_folders(root / name, folders).values()) for name, folders in zip(names, inner)]
-    if all(len(found) > 1 and found == set(folders) for found, folders in zip(splits, inner)):
+    if all(len(s) > 1 and s == set(folders) for s, folders in zip(splits, inner)):
         raise UserError(
             f"{printable(root)}: each class folder holds splits ({', '.join(inner[0])}). Turn them round: "
             f"ROOT/{inner[0][0]}/CLASS instead of ROOT/CLASS/{inner[0][0]}."
@@ -219,16 +225,7 @@ def _class_folders(path: Path, left_out: Counter) -> dict[str, list[str]]:
 
 def class_name(folder: str) -> str:
     """Return the name of a class folder as text: NFC, and bytes that are not UTF-8 as Latin-1."""
-    return normalize_name(folder if _is_text(folder) else os.fsencode(folder).decode("latin-1"))
-
-
-def _is_text(text: str) -> bool:
-    """Return whether a text has no surrogates, which stand for bytes that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return normalize_name(folder if is_text(folder) else os.fsencode(folder).decode("latin-1"))
 
 
 def sort_classes(names: Iterable[str], source: str | os.PathLike) -> tuple[str, ...]:
@@ -237,7 +234,8 @@ def sort_classes(names: Iterable[str], source: str | os.PathLike) -> tuple[str, 
     Raises:
         UserError: two names are one number, written in two ways.
     """
-    values = {name: Decimal(name) for name in names if re.fullmatch(r"[+-]?\d+(\.\d+)?", name)}
+    number = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)  # Decimal also reads "nan" and "1_0"
+    values = {name: Decimal(name) for name in names if number.fullmatch(name)}
     first = {}
     for name, value in sorted(values.items()):
         if first.setdefault(value, name) != name:
@@ -265,7 +263,9 @@ def _refuse_layout(root: Path, parts, classes, empty, left_out: Counter) -> None
         if parts["train"]:
             raise UserError(f"{printable(below)} holds one folder, of {len(inner)}: move what is in {there} up to it.")
         raise UserError(f"{printable(root)} holds one folder, of {len(inner)}: did you mean data.root={there}?")
-    what = f"no images in {', '.join(empty[:5])}" if empty else f"{len(classes)} class folders, at least 2 are needed"
+    what = f"{len(classes)} class folders, at least 2 are needed"
+    if empty:
+        what = f"no images in {', '.join(map(printable, empty[:5]))}"
     raise UserError("\n".join([f"{printable(below)}: {what}.", *describe_left_out(root, left_out), LAYOUT]))
 
 
@@ -343,7 +343,7 @@ def _rows(file: Path, root: Path, text: str, bad_images: str) -> tuple[list[Entr
     rows = _numbered_rows(file, text)
     line, columns = next(rows, (1, []))
     columns = [c.strip() for c in columns]
-    if not _is_text("".join(columns)):
+    if not is_text("".join(columns)):
         raise UserError(f"{printable(file)}: not UTF-8 text (line {line}); save the table as UTF-8.")
     if not {"path", "label"} <= set(columns):
         raise UserError(
@@ -392,7 +392,7 @@ def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[s
     if longest := max((v for v in (path, label) if len(v) > 4096), key=len, default=""):
         raise UserError(f"{where}: {longest[:80]!r} ... has {len(longest)} characters. Is a quote not closed?")
     spelling = find_file(root, path)
-    if not _is_text(label) or spelling is None and not _is_text(path):
+    if not is_text(label) or spelling is None and not is_text(path):
         raise UserError(f"{printable(file)}: not UTF-8 text (line {line}); save the table as UTF-8.")
     if not is_name(label):
         raise UserError(f"{where}: the label {label[:80]!r} goes over several lines or holds a null character.")

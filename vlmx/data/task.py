@@ -5,7 +5,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmx.data.image_files import is_text
 from vlmx.errors import UserError, unknown
 
 
@@ -122,7 +122,7 @@ def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
         raise UserError(f"data.templates: {templates!r:.80} is no text and no list of texts.")
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     for template in templates:
-        if not isinstance(template, str) or re.search("[\ud800-\udfff]", template):
+        if not is_text(template):
             raise UserError(f"data.templates: {template!r:.80} is no text.")
         if template.count("{}") != 1:
             raise UserError(f"data.templates: {template!r} must hold {{}} once, the place of the class name.")

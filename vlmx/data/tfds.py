@@ -113,14 +113,17 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
     else:
         parts, classnames = _own_parts(name, index, classes)
         parts, notes = classification.made(name, parts, workdir)
-    keys = {p: [_stem(i[0]) for i in items] for p, items in parts.items()}
-    gone = [k for part in keys.values() for k in part if k not in where]
+    gone = [i[0] for items in parts.values() for i in items if _stem(i[0]) not in where]
     if gone:
-        raise UserError(
-            f"tfds:{name}: {len(gone)} images of {path} are not among the records of {opened.data_path}, "
-            f"for instance {', '.join(gone[:5])}. Prepared with another version or config? "
-            f"Expected {builder.name}:{builder.version}."
-        )
+        what = f"{len(gone)} images of {path} are not among the records of {opened.data_path}"
+        if data.get("bad_images") != "skip":
+            raise UserError(
+                f"tfds:{name}: {what}, for instance {', '.join(map(_stem, gone[:5]))}. Prepared with another version "
+                f"or config? Expected {builder.name}:{builder.version}."
+            )
+        parts = {p: [i for i in items if _stem(i[0]) in where] for p, items in parts.items()}
+        notes = [*notes, f"left out: {what}, for instance {gone[0]}"]
+    keys = {p: [_stem(i[0]) for i in items] for p, items in parts.items()}
     notes = [UNLIKE[name], *notes] if name in UNLIKE else notes
     dataset = classification.dataset(name, root, classnames, parts, notes)
 

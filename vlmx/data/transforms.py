@@ -124,8 +124,11 @@ def _to_rgb(img: Image.Image) -> Image.Image:
         gray = np.asarray(img)
         if gray.min() < 0 or gray.max() > 65535:
             raise BadImage(f"32-bit pixels ({gray.min()}..{gray.max()}): save it with 8 or 16 bits per channel")
-        # 65535 = 255 * 257, rounded to nearest
-        img = Image.fromarray(((gray.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        tags = getattr(img, "tag_v2", {})  # of TIFF, where PIL neither scales 12 bits nor inverts "white is 0"
+        white = 4095 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535
+        gray = (gray.astype(np.uint32) * 255 + white // 2) // white  # rounded to nearest
+        gray = 255 - gray if tags.get(ExifTags.Base.PhotometricInterpretation) == 0 else gray
+        img = Image.fromarray(gray.astype(np.uint8))
     if "transparency" in img.info:  # alpha is dropped; without this PIL warns about palettes
         img = img.copy()  # a caller's image stays as it is
         del img.info["transparency"]

@@ -4,15 +4,19 @@ Where their weights come from is a file of vlmx/variants/: stored ("adapter"), s
 of low rank ("low_rank_adapter"), made by a network ("hyperformer"). The same files serve T5 and BART.
 """
 
+from collections.abc import Mapping
+
 from vlmx import variant
 from vlmx.combine import Part, combine
-from vlmx.errors import unknown
+from vlmx.errors import UserError, unknown
 
 
 def make(source="adapter", options=None):
     """Adapters in both towers. Args: source: a file of vlmx/variants/. options: its hyper-parameters, by name."""
     if source not in variant.names():  # a checkpoint can say it: no module from outside
         raise unknown("value of adapters.source", source, variant.names())
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"adapters.options are hyper-parameters by name; got {options!r}.")
     chosen = variant.make(source, **dict(options or {}))
 
     def init(key, model, consts):

@@ -27,6 +27,7 @@ def make(
 
     Args: n_ctx_text to ctx_init: as in IVLP. beta: of alpha. threshold: epsilon, below which a class counts as trained.
     """
-    parts = prompts.in_both("apex", n_ctx_text, n_ctx_vision, depth_text, depth_vision, ctx_init)
-    parts["adapter"] = adapters.on_text()._replace(template=lambda task: prompts.in_front_of_class(ctx_init))
-    return ensemble.make(combine(parts), beta, threshold)
+    parts = prompts.in_both("apex", n_ctx_text, n_ctx_vision, depth_text, depth_vision, ctx_init, most=16)
+    template = prompts.in_front_of_class(ctx_init)
+    parts["adapter"] = adapters.on_text()._replace(template=lambda task: template)
+    return ensemble.over(combine(parts), beta, threshold, template)

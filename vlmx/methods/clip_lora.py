@@ -6,12 +6,13 @@ classes are read in the first of the data set's own templates. L layers, D width
 
 from vlmx.combine import combine
 from vlmx.errors import UserError, unknown
-from vlmx.method import check_number
+from vlmx.method import check_number, check_word
 from vlmx.models.clip import cosine
 from vlmx.modules import lora
 
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
-# The layers with updates, from and to, in sixths of a tower: of 12 and of 24 layers they are the released code's lists.
+# The layers with updates, from and to, in sixths of a tower. Of 12 layers they are the released code's lists; it takes
+# the same numbers for all towers, so that of 24 layers its "half-up" are the layers 6 to 11. Here it is the upper half.
 POSITIONS = {"all": (0, 6), "bottom": (0, 2), "mid": (2, 4), "up": (4, 6), "half-bottom": (0, 3), "half-up": (3, 6)}
 TOP = {"top": 1, "top1": 1, "top2": 2, "top3": 3}  # the last ones
 
@@ -27,8 +28,8 @@ def make(rank=2, alpha=1.0, dropout=0.25, maps="qkv", towers="both", position="a
     check_number("clip_lora.rank", rank, 1)
     check_number("clip_lora.alpha", alpha, whole=False)
     check_number("clip_lora.dropout", dropout, 0, 0.99, whole=False)
-    if towers not in TOWERS:
-        raise unknown("value of clip_lora.towers", towers, TOWERS)
+    check_word("clip_lora.towers", towers, TOWERS)
+    check_word("clip_lora.maps", maps)
     if bad := [name for name in maps if name not in "qkvo"]:
         raise unknown("map in clip_lora.maps", bad[0], "qkvo")
     if not maps or len(set(maps)) < len(maps):
@@ -36,8 +37,8 @@ def make(rank=2, alpha=1.0, dropout=0.25, maps="qkv", towers="both", position="a
     if isinstance(position, (tuple, list)):
         for number in position:
             check_number("clip_lora.position", number, 0)
-    elif position not in POSITIONS | TOP:
-        raise unknown("value of clip_lora.position", position, POSITIONS | TOP)
+    else:
+        check_word("clip_lora.position", position, POSITIONS | TOP)
     parts = {
         tower: lora.part(tower, rank, alpha / rank**0.5, dropout, maps, lambda L, t=tower: layers(position, L, t))
         for tower in TOWERS[towers]

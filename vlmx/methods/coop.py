@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmx.errors import unknown
-from vlmx.method import Method, check_number, check_room, cut, image_features
+from vlmx.method import Method, check_number, check_room, check_word, cut, image_features
 
 POSITIONS = ("end", "middle", "front")
 
@@ -22,8 +21,8 @@ def make(n_ctx=16, ctx_init="", class_token_position="end", csc=False):
     number then is n_ctx and csc is off, as in the official code. class_token_position: "end", "middle" or "front".
     csc: class-specific context `(C, n, D)` instead of unified `(n, D)`; it cannot be carried to other classes.
     """
-    if class_token_position not in POSITIONS:
-        raise unknown("value of coop.class_token_position", class_token_position, POSITIONS)
+    check_word("coop.class_token_position", class_token_position, POSITIONS)
+    check_word("coop.ctx_init", ctx_init)
     words = ctx_init.replace("_", " ").split()
     if not words:
         check_number("coop.n_ctx", n_ctx, 1)
@@ -32,7 +31,7 @@ def make(n_ctx=16, ctx_init="", class_token_position="end", csc=False):
     alike = 0 if csc else in_front(n, class_token_position)  # vectors that every prompt begins with
 
     def setup(model, task):
-        check_room("coop.ctx_init" if words else "coop.n_ctx", n, model)
+        check_room("ctx_init" if words else "n_ctx", n, model)
         names = [name.replace("_", " ") for name in task.classnames]
         what = [f"class {name!r} behind {n} context vectors" for name in task.classnames]
         # Words hold the places of the vectors: the embeddings of the first n tokens are never read.

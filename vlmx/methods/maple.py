@@ -6,7 +6,7 @@ n vectors of a layer, J layers with vectors, D width of a tower.
 
 import jax
 
-from vlmx.method import Method, check_number
+from vlmx.method import Method, check_number, check_word
 from vlmx.modules import prompts
 
 
@@ -18,6 +18,7 @@ def make(n_ctx=2, depth=9, ctx_init="a photo of a"):
     """
     check_number("maple.n_ctx", n_ctx, 1)
     check_number("maple.depth", depth, 1)
+    check_word("maple.ctx_init", ctx_init)
 
     def coupling(model):
         return prompts.Coupling(model.config.vision.width)

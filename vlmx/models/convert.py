@@ -33,6 +33,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 IGNORED = re.compile(r"(.*\.)?(position_ids|num_batches_tracked|attn_mask)|input_resolution|context_length|vocab_size")
 
 
+MOST_LOGIT_SCALE = 20  # CLIP's is at most ln(100) = 4.6; the exponential of 89 is no float32 any more
+
+
 def read(
     path, *, image_size=None, context=None, act=None, heads=None, arch=None,
     dtype="float32", param_dtype="float32", place=None,
@@ -62,6 +65,11 @@ def read(
 
     shapes = flatten_dict(param_shapes(config), sep="/")
     files.check(path, tensors, table, shapes, IGNORED)
+    scale = files.read_slice(table["logit_scale"], tensors, (), np.float32, ())
+    if not scale <= MOST_LOGIT_SCALE:
+        raise UserError(
+            f"{path}: logit_scale is {scale:g}; expected the logarithm of a factor, below {MOST_LOGIT_SCALE}"
+        )
     leaves = {name: files.place(table[name], tensors, shape, name, place) for name, shape in shapes.items()}
     return config, unflatten_dict(leaves, sep="/")
 
@@ -253,6 +261,8 @@ def _hf_config(path, tensors):
         where, values = f"{path}: {name}.", defaults | files.section(path, raw, name)
         if older := files.section(path, raw, f"{name}_dict"):  # as before transformers 4.24; it prevails
             values |= defaults | older
+        if (kind := values.get("model_type")) not in (None, "", f"clip_{name.removesuffix('_config')}_model"):
+            raise UserError(f"{where}model_type is {files.shown(kind)}; this tower is none of CLIP's")
         layers = files.integer(where, values, "num_hidden_layers")
         if layers != (there := _count(tensors, rf"{prefix}\.encoder\.layers\.(\d+)\.")):
             raise UserError(f"{where}num_hidden_layers is {layers}; the weights beside it hold {there} layers")
@@ -400,7 +410,7 @@ def _of_arch(path, vision, text_width, arch, act, heads):
     return by_name
 
 
-def _openai_settings(tensors, file, folder):
+def _openai_settings(tensors, folder):
     """What the sizes of the tensors do not tell: act, heads or widths of heads, epsilons; preprocess_cfg.
 
     Empty where nothing states it: the file is no release of OpenAI's and has no configuration beside it.
@@ -413,7 +423,7 @@ def _openai_settings(tensors, file, folder):
     if raw.get("model_type") == "clip_modified_resnet":
         heads = {key: files.integer(f"{path}: ", raw, key) for key in ("vision_heads", "text_heads") if key in raw}
         return {"head_width": 64} | heads | {"act": _activation(raw.get("activation_text", "quick_gelu"), path)}
-    if all(name in tensors for name in RELEASE) and not file.name.startswith("open_clip_"):
+    if all(name in tensors for name in RELEASE):
         return {"act": "quick_gelu", "head_width": 64}
     return {}
 
@@ -445,7 +455,7 @@ def _open_clip_settings(path):
     if "model_cfg" in raw:
         model, processor = files.section(path, raw, "model_cfg"), files.section(path, raw, "preprocess_cfg")
     else:  # flat, as in OpenCLIP's model_configs
-        flat = {key: raw[key] for key in ("mean", "std", "interpolation", "resize_mode", "fill_color") if key in raw}
+        flat = {key: raw[key] for key in preprocess.OPEN_CLIP if key in raw}
         processor = files.section(path, raw, "preprocess_cfg") | flat
         model = {key: value for key, value in raw.items() if key not in flat and key != "preprocess_cfg"}
     if not model.keys() & {"vision_cfg", "text_cfg"}:
@@ -456,8 +466,8 @@ def _open_clip_settings(path):
         f"{name}.{key} = {files.shown(value)}"
         for name, part in parts.items()
         for key, value in part.items()
-        if value not in (None, False, "", {}, []) and value != OPEN_CLIP_ONLY[name].get(key)
-        and key not in OPEN_CLIP_USED[name] | OPEN_CLIP_NEUTRAL[name]
+        if value not in (None, False, {}, []) and value != OPEN_CLIP_ONLY[name].get(key)
+        and not (value == "" and key.endswith("_name")) and key not in OPEN_CLIP_USED[name] | OPEN_CLIP_NEUTRAL[name]
     ]  # fmt: skip
     pool = text.get("pool_type") or "argmax"
     other += [f"text_cfg.pool_type = {files.shown(pool)}"] if pool not in ("argmax", "eos") else []
@@ -513,7 +523,7 @@ def _openai_config(tensors, text, file, folder, act, heads, arch):
         return there
 
     where = folder / "open_clip_config.json"
-    settings = _openai_settings(tensors, file, folder)
+    settings = _openai_settings(tensors, folder)
     eps = {tower: settings.get(f"{tower}_eps", 1e-5) for tower in ("vision", "text")}
     resnet = "visual.layer1.0.conv1.weight" in tensors
     sizes = settings.get("stated", {})

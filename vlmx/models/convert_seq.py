@@ -69,10 +69,10 @@ def read(path, *, visual=None, added=0, seed=0, dtype="float32", param_dtype="fl
     where, rules = folder / "config.json", folder / "generation_config.json"
     raw = files.read_json(where)
     config = _architecture(raw, where)
-    if rules.is_file():  # it stands for itself: transformers takes no rule from config.json then
-        generation = dataclasses.replace(_generation(files.read_json(rules), rules, config), published_beams=False)
-    else:
-        generation = _generation(raw, where, config)
+    # where there is such a file, it stands for itself: transformers takes no rule from config.json then
+    generation = (
+        _generation(files.read_json(rules), rules, config) if rules.is_file() else config_of(raw, where).generation
+    )
     config = dataclasses.replace(config, generation=generation, visual=visual, added=added)
     config = dataclasses.replace(config, dtype=dtype, param_dtype=param_dtype, tied=_tied(config, tensors, path))
 
@@ -296,6 +296,7 @@ def _generation(raw, path="config.json", config=None):
         renormalize=flag("renormalize_logits", False),
         begin=next(iter(begin), None),
         ends=ends,
+        published_beams=flag("published_beams", False),  # only save_hf writes this
     )
 
 
@@ -415,15 +416,11 @@ def save_hf(directory, config, params, dtype="float32"):
         for key, value in zip(rule.keys, leaf if rule.stacked else [leaf]):
             tensors[key] = value.transpose(np.argsort(rule.axes).tolist()).copy()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    rules = _rules(c)
-    if not c.generation.published_beams:
-        files.write_json(directory / "generation_config.json", rules)
-        rules = {}
-    files.write_json(directory / "config.json", {**_raw(c), **rules, "dtype": dtype})
+    files.write_json(directory / "config.json", {**_raw(c), **_rules(c), "dtype": dtype})
 
 
 def _rules(c):
-    """The keys of transformers for the rules of generation of a config."""
+    """The keys of transformers for the rules of generation of a config, and one of our own, published_beams."""
     g = c.generation
     return {
         "pad_token_id": c.pad,
@@ -448,6 +445,7 @@ def _rules(c):
         "suppress_tokens": list(g.suppress) or None,
         "begin_suppress_tokens": list(g.suppress_first) or None,
         "renormalize_logits": g.renormalize,
+        "published_beams": g.published_beams,
     }
 
 

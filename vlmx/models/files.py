@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training loops put the weights of a model
+FOREIGN = (".npz", ".msgpack", ".h5", ".json", ".gguf", ".onnx", ".tflite")  # formats of weights that are not read
 JSON_BYTES = 64 << 20  # tokenizers apart, such files have a few kB
 
 
@@ -90,7 +92,7 @@ def weight_files(path):
         if path.is_dir():
             path = _weights_in(path)
         elif path.name.startswith("adapter_model."):
-            _refuse_adapter(path.parent)
+            refuse_adapter(path.parent)
         if not path.is_file():
             raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file or directory'}")
     except OSError as error:
@@ -99,13 +101,13 @@ def weight_files(path):
 
 
 def _weights_in(folder):
-    _refuse_adapter(folder)
+    refuse_adapter(folder)
     names = [name for name in weight_names(folder) if (folder / name).is_file()]
     if names:
         return folder / names[0]
     others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".pt", ".pth") and p.is_file())
     if not others:
-        other = sorted(p.name for p in folder.iterdir() if p.suffix in (".npz", ".msgpack", ".h5", ".bin", ".ckpt"))
+        other = sorted(p.name for p in folder.iterdir() if p.suffix in (*FOREIGN, ".bin", ".ckpt"))
         raise UserError(
             f"{folder}: no weights found; expected {', '.join(WEIGHTS)}, or one *.safetensors or *.pt file"
             + (f"; {', '.join(other[:5])}: not in a format or under a name that is read" if other else "")
@@ -116,15 +118,16 @@ def _weights_in(folder):
     return others[0]
 
 
-def _refuse_adapter(folder):
+def refuse_adapter(folder):
+    """UserError where `folder` is an adapter's, with its kind and the model that it belongs to."""
     path = folder / "adapter_config.json"
     if lies(path):
         config = read_json(path)
-        kind, base = config.get("peft_type", "PEFT"), config.get("base_model_name_or_path", "unknown")
+        kind, base = (config.get(key, "unknown") for key in ("peft_type", "base_model_name_or_path"))
         raise UserError(
-            f"{folder}: an adapter of the PEFT library ({kind}) for the model {base!r}, no model of its own. Merge it "
-            "into that model where peft is installed (merge_and_unload(), then save_pretrained()) and give the new "
-            f"folder. If the folder holds merged weights already, remove {path.name}."
+            f"{folder}: an adapter of the PEFT library ({str(kind)[:40]}) for the model {shown(base)}, no model of its "
+            "own. Merge it into that model where peft is installed (merge_and_unload(), then save_pretrained()) and "
+            f"give the new folder. If the folder holds merged weights already, remove {path.name}."
         )
 
 
@@ -139,12 +142,16 @@ def _shards(index):
         raise UserError(f"{index}: expected names of *.safetensors files in the same folder, got {odd[0]!r}")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise UserError(f"{index}: the index names files that are not there: {', '.join(missing)}")
+        raise UserError(f"{index}: the index names files that are not there: {', '.join(missing[:20])}")
     return [index.parent / name for name in names]
 
 
 def open_tensors(files):
     """All tensors of the files by name, none read yet: dict of Tensor. Raises UserError for unreadable files."""
+    if files[0].suffix in FOREIGN:
+        raise UserError(
+            f"{files[0]}: not in a format of weights that is read: *.safetensors, or what torch.save writes"
+        )
     if files[0].suffix != ".safetensors":
         return _without_wrappers(files[0], _open_torch(files[0]))
     tensors = []
@@ -213,6 +220,8 @@ def _open_torch(file):
 def _without_wrappers(file, tensors):
     """dict of (name, Tensor) pairs, without the prefixes that data-parallel training and torch.compile put on names."""
     names = [re.sub(r"^((module|_orig_mod)\.)+", "", key) for key, _ in tensors]
+    if long := [name for name in names if len(name) > 300]:
+        raise UserError(f"{file}: a tensor has a name of {len(long[0]):,} letters, {long[0][:40]}...; is it damaged?")
     if twice := [name for name, n in collections.Counter(names).items() if n > 1]:
         raise UserError(f"{file}: two tensors of one name: {', '.join(sorted(twice)[:5])}")
     if any(name.startswith("base_model.model.") for name in names):
@@ -227,10 +236,10 @@ def read_json(path):
     """The object in a JSON file, as a dict. Raises UserError where it is missing or malformed (with the line)."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a regular file")
-        if path.stat().st_size > JSON_BYTES:
-            raise UserError(f"{path}: larger than {JSON_BYTES >> 20} MiB, so it is no description of a model")
+        status = path.stat()
+        regular = stat.S_ISREG(status.st_mode)
+        if not regular or status.st_size > JSON_BYTES:
+            raise OSError(0, f"larger than {JSON_BYTES >> 20} MiB" if regular else "not a regular file")
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; it says the sizes and the activation of the weights beside it") from error

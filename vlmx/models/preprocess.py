@@ -19,6 +19,7 @@ OBEYED = {
     *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "size", "crop_size", "pad_size"),
     *("resample", "rescale_factor", "image_mean", "image_std", "use_square_size"),
 }
+OPEN_CLIP = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 CLIP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
 
 
@@ -80,8 +81,8 @@ def _resize(where, raw, image_size, crops, clip):
     """The Resize of an image processor's size, crop_size and resample."""
     size, number = raw.get("size", {"shortest_edge": raw.get("crop_size", image_size)}), raw.get("resample", 3)
     if isinstance(size, (int, list)):
+        square = isinstance(size, list) or raw.get("use_square_size") or raw.get("default_to_square", not clip)
         size = files.integer(f"{where}: ", {"size": size}, "size")
-        square = raw.get("use_square_size") or raw.get("default_to_square", not clip)
         size = {"height": size, "width": size} if square else {"shortest_edge": size}
     elif not isinstance(size, dict):
         raise UserError(f"{where}: size is {files.shown(size)}; expected a number or an object")
@@ -118,8 +119,7 @@ def of_open_clip(where, raw):
     Its `size` counts for nothing, there as here: pictures get the size of the image tower.
     """
     raw = {key: value for key, value in raw.items() if value is not None}
-    known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
-    if unknown := sorted(raw.keys() - known):
+    if unknown := sorted(raw.keys() - set(OPEN_CLIP)):
         raise UserError(f"{where}: not supported: {', '.join(f'{k} = {files.shown(raw[k])}' for k in unknown)}")
     choices = {"mode": ("RGB",), "interpolation": ("bicubic", "bilinear", "random")}
     choices["resize_mode"] = ("shortest", "longest", "squash")
@@ -132,6 +132,8 @@ def of_open_clip(where, raw):
         fill = tuple(files.integer(f"{where}: ", {"fill_color": v}, "fill_color", low=0, high=255) for v in fill)
     else:
         fill = files.integer(f"{where}: ", {"fill_color": fill}, "fill_color", low=0, high=255)
+    if zero := [key for key in ("mean", "std") if raw.get(key) == 0]:
+        raise UserError(f"{where}: {zero[0]} is 0, which OpenCLIP takes for its default; write three numbers")
     mean, std = (_triple(where, raw, key, default) for key, default in (("mean", MEAN), ("std", STD)))
     return Preprocess(mean, std, Resize(raw.get("resize_mode", "shortest"), interpolation, fill=fill))
 

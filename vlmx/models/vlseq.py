@@ -46,7 +46,7 @@ class Generation:
       force_end: whether an end token comes last at the latest, or which tokens come there.
       begin, ends: the start token and the end tokens; None and (): those of the model.
       published_beams: beam search as in transformers 4.2, which the published numbers were made with; False: as in
-        transformers 5, which is what a generation_config.json means.
+        transformers 5, which is what a checkpoint means that says nothing of it.
     """
 
     max_length: int = 20

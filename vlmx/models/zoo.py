@@ -113,6 +113,8 @@ def load(
     if name in MODELS:  # hub copies of OpenAI's ResNets do not all record that the activation is quick-GELU
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, act=MODELS[name].config.text.act))
     words = tokenizer.load(folder, config.text.context, config.text.vocab)
+    if config.text.eot is not None and config.text.eot not in words([""]):
+        raise UserError(f"the tokenizer in {folder} never ends a text with {config.text.eot}, as this model needs")
     return Loaded(Clip(params, config), words, digest(found), name)
 
 
@@ -177,7 +179,8 @@ def fetch(repository):
             ) from error
 
     # The first format that the repository has; most hold the same weights several times over.
-    for name in files.weight_names(snapshot()):
+    files.refuse_adapter(small := snapshot())
+    for name in files.weight_names(small):
         shards = ("model-*-of-*.safetensors",) if name.endswith(".index.json") else ()
         folder = snapshot(name, *shards)
         if (folder / name).is_file():
