@@ -95,7 +95,7 @@ def _set(config, key, value):
     elif key in ("batch", "seed"):
         _update(config, key, value)
         if key == "batch":
-            config.batches = ConfigDict()  # it holds for all tasks
+            config.batches = ConfigDict(dict.fromkeys(config.batches, config.batch))  # it holds for all tasks
     elif key in ("epochs", "lr"):
         for r in config.recipe.values():
             _update(r if key == "epochs" else r.optimizer, key, value)

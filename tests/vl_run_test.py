@@ -135,6 +135,10 @@ def test_a_batch_that_a_person_sets_holds_for_all_tasks():
         config = load()
         settings.set_fields(config, [f"--config.{field}" for field in fields])
         assert sizes(config) == expected, fields
+    config = load(",batch=32")
+    main.check_fields(config, ["--config.batches.vqa=8"])
+    settings.set_fields(config, ["--config.batches.vqa=8"])
+    assert sizes(config) == dict.fromkeys(published, 32) | {"vqa": 8}
     config = main.load("configs/video_text.py:single_adapter,batch=32")
     assert set(sizes(config).values()) == {32}
 

@@ -142,7 +142,7 @@ def encode(config, tasks, mesh):
     sources = [vl.reader(t.name).source(t.name, config) for t in tasks if hasattr(vl.reader(t.name), "source")]
     if len(sources) == len(tasks):
         # Videos are brought to one shape already; the features of a single one say which.
-        splits = [(itertools.islice(t.train, 1),) if t.suffix else (t.train, t.val, t.test) for t in tasks]
+        splits = [([t.train[0]],) if t.suffix else (t.train, t.val, t.test) for t in tasks]
         names = dict.fromkeys(name for split in itertools.chain(*splits) for e in split for name in e.images)
         found = vl_features.align(vl_features.Joined(sources), names, config.model.visual_tokens)
         if (rows := getattr(found, "rows", 0)) and rows < found.most:
