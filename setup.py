@@ -27,6 +27,7 @@ setup(
     install_requires=[
         "absl-py>=2.5.1",
         "flax>=0.12.8",
+        "ftfy>=6.3.1",
         "grain>=0.2.18",
         "h5py>=3.16.0",
         "huggingface_hub>=2.4.0",

@@ -6,6 +6,7 @@ import re
 from ml_collections import ConfigDict
 
 from configs import recipes
+from vlmx import fields
 from vlmx.data.protocols import PROTOCOLS
 from vlmx.errors import UserError, unknown
 
@@ -21,6 +22,9 @@ SHIFTS = {
     "imagenet": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
     "objects": ("objects_sketch", "objects_noise", "objects_inverted", "objects_lowres"),
 }
+SEEDS = fields.integer(1, 10_000)._replace(expected="how many seeds, at most 10,000, or a tuple of seeds")
+RATES = fields.several(fields.number(), least=1, different=True)
+RATES = RATES._replace(expected="a number, at least 0, or different ones as in (0.001,0.01)")
 TOP = ("shots", "seeds", "protocols", "root", "model", "lr")
 
 
@@ -51,7 +55,7 @@ def benchmark(
     config.data.name = name
     config.data.root = ""  # where the data sets lie
     config.data.file = ""  # csv only: the table, if it is not `root`
-    config.data.split_file = ""  # published benchmarks: another split file in CoOp's format
+    config.data.split_file = ""  # published benchmarks and folder: another split file in CoOp's format
     config.data.templates = ()  # instead of the data set's own
     config.data.classnames = ""  # a file with other class names
     config.data.augment = augment  # in training: "none" (features are stored) or "crop" (random crops and flips)
@@ -63,6 +67,9 @@ def benchmark(
     config.model = ConfigDict()
     config.model.name = model  # tiny_clip, ViT-B/16, RN50, ..., a hub id, a directory
     config.model.image_size = 0  # 0: the checkpoint's
+    config.model.act = ""  # of a state dict without configuration: the activation, gelu or quick_gelu
+    config.model.heads = ()  # of such: attention heads, of the image tower and of the text tower
+    config.model.arch = ""  # of such, in place of act and heads: the name in OpenCLIP, ViT-B-32, ViT-B-32-quickgelu
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
     config.model.param_dtype = "float32"  # of the frozen weights
     config.model.truncate = False  # cut texts that are too long instead of stopping
@@ -92,12 +99,12 @@ def benchmark(
     config.mesh = ConfigDict({"seed": 1, "data": -1, "fsdp": 1, "tensor": 1})
     config.shardings = ()  # rules that go before those of vlmx/shard.py: ("model/.*/token_embed", "- fsdp"), ...
 
-    apply(config, settings)
     if smoke:
         config.shots, config.seeds = 1, (1,)
         for recipe in config.recipe.values():
             for part in (recipe, *(recipe[p] for p in PROTOCOLS if p in recipe)):
                 part.update({k: v for k, v in {"epochs": 2, "batch": 8, "views": 2}.items() if k in part})
+    apply(config, settings)  # last: what a person sets holds
     return config
 
 
@@ -121,7 +128,7 @@ def literal(text):
     """A number, a boolean, ... where the text is one, else the text."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -131,13 +138,15 @@ def apply(config, settings):
     for key, value in settings.items():
         owners = [recipe for recipe in config.recipe.values() if key in recipe.hyper]
         if key == "seeds":
-            config.seeds = tuple(range(1, value + 1)) if isinstance(value, int) else tuple(value)
+            if not isinstance(value, (tuple, list)):
+                fields.refuse("seeds", value, SEEDS)
+            config.seeds = tuple(value) if isinstance(value, (tuple, list)) else tuple(range(1, value + 1))
         elif key == "protocols":
-            config.protocols = tuple(value.split("+")) if isinstance(value, str) else tuple(value)
+            config.protocols = tuple(value) if isinstance(value, (tuple, list)) else tuple(str(value).split("+"))
         elif key == "lr":
-            several = value if isinstance(value, tuple) else (value,)
-            if not several or not all(isinstance(rate, (int, float)) for rate in several):
-                raise UserError(f"--config ...:lr={value}: expected a number, or several as in lr=(0.001,0.01).")
+            several = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+            if not RATES.valid(several):
+                raise UserError(f"--config ...:lr={value}: expected {RATES.expected}.")
             rates(config, several)
         elif key in ("root", "model"):
             (config.data if key == "root" else config.model).update({"root" if key == "root" else "name": str(value)})
@@ -148,7 +157,7 @@ def apply(config, settings):
             for recipe in owners:
                 try:
                     recipe.hyper[key] = value
-                except TypeError:
+                except (TypeError, ValueError, OverflowError):
                     kind = type(recipe.hyper[key]).__name__
                     raise UserError(f"--config ...:{key}={value}: expected {kind}, got {value!r}.") from None
                 for protocol in PROTOCOLS.keys() & recipe.keys():

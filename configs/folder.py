@@ -4,7 +4,8 @@
 
 Class names are the folders'; --config.data.classnames=FILE gives others, and
 --config.data.templates='("a picture of {}.",)' other prompts. A split that is missing is made by a seeded rule and
-written to the workdir.
+written to the workdir; --config.data.split_file=FILE names a file in CoOp's format (split_zhou_*.json) instead, with
+paths below the root.
 """
 
 from configs import common

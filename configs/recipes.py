@@ -6,6 +6,7 @@ shots, epochs); or, where these are missing too, `steps_per_shot`: steps for eac
 the layers that a tower has.
 """
 
+import copy
 import functools
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ def dassl_sgd(lr):
 
 def transfer(**replaced):
     """What a recipe replaces where it is trained to be tested on other data sets."""
-    return {"cross_dataset": replaced, "domain_generalization": replaced}
+    return {protocol: copy.deepcopy(replaced) for protocol in ("cross_dataset", "domain_generalization")}
 
 
 def zero_shot():

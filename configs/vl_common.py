@@ -7,7 +7,7 @@ import inspect
 from ml_collections import ConfigDict
 
 from configs.common import features, literal, parse
-from vlmx.errors import unknown
+from vlmx.errors import UserError, unknown
 from vlmx.variant import PUBLISHED
 
 TOP = ("backbone", "batch", "epochs", "lr", "root", "seed", "tasks")
@@ -40,9 +40,10 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.data.update(data)
 
     config.tower = ConfigDict({"name": tower, "what": what, "dtype": "float32", "param_dtype": "float32"})
+    config.tower.act, config.tower.heads, config.tower.arch = "", (), ""  # as config.model's of configs/common.py
     config.model = ConfigDict({"name": backbone})  # bart-base, t5-base, tiny_bart, a hub id, a directory, ...
     config.model.start = ""  # .../full/tuned of another run: its weights in place of the checkpoint's, visual ones too
-    config.model.visual_tokens = 0  # a square number to which grids of features are pooled; 0: as many as there are
+    config.model.visual_tokens = 0  # a square number to which grids are pooled; of regions the first so many; 0: all
     config.model.dropout = -1.0  # in training; -1: the checkpoint's
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
     config.model.param_dtype = "float32"  # of the frozen weights
@@ -50,7 +51,7 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
 
     config.features = features()
     config.batch = batch
-    config.batches = ConfigDict(batches or {})  # of single tasks
+    config.batches = ConfigDict(batches or {})  # of single tasks; where the command line sets `batch`, that holds
     config.temperature = 1.0  # of the mixing of tasks: 1 in proportion to their sizes, large: all alike
     config.eval_batch = 250
     config.steps_per_call = 10
@@ -61,14 +62,14 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.recipe = ConfigDict({name: recipe(name) for name in names})
     for r in config.recipe.values():
         r.epochs = float(epochs)
-    for key, value in given.items():
-        _set(config, key, literal(value) if isinstance(value, str) else value)
     if smoke:
         config.batch, config.eval_batch, config.steps_per_call = 16, 20, 2
         config.batches, config.data.java = ConfigDict(), False
         config.data.scenes = min(config.data.scenes, 0.01)
         for r in config.recipe.values():
             r.epochs = 1.0
+    for key, value in given.items():
+        _set(config, key, literal(value) if isinstance(value, str) else value)
     return config
 
 
@@ -92,13 +93,23 @@ def _set(config, key, value):
     elif key == "tasks":
         config.tasks = tuple(str(value).split("+"))
     elif key in ("batch", "seed"):
-        config[key] = value
+        _update(config, key, value)
+        if key == "batch":
+            config.batches = ConfigDict()  # it holds for all tasks
     elif key in ("epochs", "lr"):
         for r in config.recipe.values():
-            (r if key == "epochs" else r.optimizer).update({key: float(value)})
+            _update(r if key == "epochs" else r.optimizer, key, value)
     elif owners:
         for r in owners:
-            r.hyper[key] = value
+            _update(r.hyper, key, value)
     else:
         known = {k for make in makes.values() for k in inspect.signature(make).parameters}
         raise unknown("setting behind the colon of --config", key, {*TOP, *known})
+
+
+def _update(group, key, value):
+    try:
+        group.update({key: value})
+    except (TypeError, ValueError, OverflowError):
+        kind = type(group[key]).__name__
+        raise UserError(f"--config ...:{key}={value}: expected {kind}, got {value!r}.") from None

@@ -12,6 +12,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 processes=1 port=12355
 options processes port -- "$@"
 needed
+whole processes "$processes" 1
+whole port "$port" 0
 if [ "$processes" = 1 ]; then
   run "$here/start.sh" "${command[@]}"
   exit
@@ -22,7 +24,7 @@ for ((i = 0; i < processes; i++)); do
   one=(env "CUDA_VISIBLE_DEVICES=$i" "$here/start.sh" "${command[@]}" --coordinator "localhost:$port")
   one+=(--processes "$processes" --process "$i")
   if [ "$DRY" = 1 ]; then
-    echo "$(quoted "${one[@]}") >$(quoted "${LOGS:-.}/box.$i.log") 2>&1 &"
+    printf '%s\n' "$(quoted "${one[@]}") >$(quoted "${LOGS:-.}/box.$i.log") 2>&1 &"
     continue
   fi
   "${one[@]}" >"${LOGS:-.}/box.$i.log" 2>&1 &
@@ -39,5 +41,5 @@ for child in "${children[@]}"; do
   done
   if [ "$status" -gt "$worst" ]; then worst=$status; fi
 done
-if [ "$worst" != 0 ]; then tail -n 5 "${LOGS:-.}"/box.*.log >&2; fi
+if [ "$worst" != 0 ]; then tail -n 5 -- "${LOGS:-.}"/box.*.log >&2; fi
 exit "$worst"

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What the scripts here share: options, --dry-run, and how a command is written out. To be sourced.
 #
+# Words are data: none is evaluated. What goes into arithmetic or a file that something else reads is checked before.
+#
 # `usage` prints the script's head. `options NAME... -- "$@"` sets a variable for each --name of NAMEs ("name" takes a
 # value, "name!" none) and leaves what stands behind -- in the array `command`.
 DRY=0
@@ -34,6 +36,7 @@ options() {
         ;;
       --*)
         _name=${1#--}
+        if ! [[ $_name =~ ^[a-z]+(-[a-z]+)*$ ]]; then wrong "unknown option $1"; fi
         if [[ " ${_known[*]} " == *" $_name! "* ]]; then
           printf -v "${_name//-/_}" 1
         elif [[ " ${_known[*]} " == *" $_name "* ]]; then
@@ -54,12 +57,23 @@ needed() { # what a script cannot do without
   if [ ${#command[@]} = 0 ]; then wrong "the run's command is missing: -- python -m vlmx.main --config ..."; fi
 }
 
+whole() { # refuses the value $2 of --$1 unless it is a whole number of at least $3
+  if ! [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || [ "$2" -lt "$3" ]; then
+    wrong "--$1 $2: expected a whole number, at least $3"
+  fi
+}
+
+plain() { # refuses the value $2 of --$1 unless it is made of the characters $3 and does not begin with -
+  local pattern="^[$3]+\$"
+  if ! [[ $2 =~ $pattern ]] || [[ $2 == -* ]]; then wrong "--$1 $(quoted "$2"): expected a word of the characters $3"; fi
+}
+
 quoted() { # words as a shell would read them
   local out=() word
   for word in "$@"; do
     if [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then out+=("$word"); else out+=("'${word//\'/\'\\\'\'}'"); fi
   done
-  echo "${out[*]}"
+  printf '%s\n' "${out[*]}"
 }
 
 run() { # a command; under --dry-run only its text

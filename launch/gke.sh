@@ -23,10 +23,17 @@ case $kind in
   v6e) accelerator=tpu-v6e-slice ;;
   *) wrong "--topology $topology: expected v4, v5e, v5p or v6e with a shape, as in v5e:4x4" ;;
 esac
-if ! [[ $shape =~ ^[0-9]+(x[0-9]+)+$ ]]; then wrong "--topology $topology: expected a shape, as in v5e:4x4"; fi
+if ! [[ $shape =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}$ ]]; then wrong "--topology $topology: expected a shape, as in v5e:4x4"; fi
 chips=$((${shape//x/*}))
 each=${chips_a_host:-$((chips < 4 ? chips : 4))}
+whole chips-a-host "$each" 1
+plain name "$name" a-z0-9-
+plain namespace "$namespace" a-z0-9-
+plain image "$image" A-Za-z0-9._/:@-
 if [ $((chips % each)) != 0 ]; then wrong "--chips-a-host $each does not divide the $chips chips of $topology"; fi
+for word in "${command[@]}"; do
+  if [[ ${word//[$'\n\r\t']/} == *[[:cntrl:]]* ]]; then wrong "a control character in $(quoted "$word")"; fi
+done
 hosts=$((chips / each))
 if [ "$hosts" -gt 1 ]; then command+=(--coordinator auto); fi
 
@@ -35,6 +42,9 @@ list() { # a command as a list of JSON strings, which YAML reads
   for word in "$@"; do
     word=${word//\\/\\\\}
     word=${word//\"/\\\"}
+    word=${word//$'\n'/\\n}
+    word=${word//$'\r'/\\r}
+    word=${word//$'\t'/\\t}
     if [ "$first" = 1 ]; then first=0; else printf ', '; fi
     printf '"%s"' "$word"
   done

@@ -5,13 +5,13 @@ FLOPs are 2 for each product and sum of a matrix product; everything else is not
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # behind an installed vlmx
 
 from vlmx import abstract, plan  # noqa: E402
+from vlmx.files import read_json  # noqa: E402
 from vlmx.models import zoo  # noqa: E402
 
 # Tokens of the longest prompt beside the class name: the context, start, full stop and end.
@@ -183,7 +183,7 @@ def page(folder):
     for run, model in RUNS.items():
         path = Path(folder) / run / "plan.json"
         if path.exists():
-            found = json.loads(path.read_text())
+            found = read_json(path, "Remove it: its plans are made again.", {"plans": [dict], "title": str})
             parts += [plan.markdown(found["plans"], found["title"]), comparison(model, found["plans"])]
     return "\n".join(parts)
 

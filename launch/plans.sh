@@ -10,17 +10,22 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/plans}
 methods=clip_adapter,taskres,tip_adapter_f,coop,xmadapter,vpt,ivlp,maple,promptsrc,apex,clip_lora,full,cocoop
-half="--config.model.dtype=bfloat16 --config.model.param_dtype=bfloat16"
-vl="--batch-a-chip 64 $half --config configs/image_text.py:all,backbone"
-clip="--batch-a-chip 32 $half --config configs/imagenet.py:$methods,seeds=1,protocols=few_shot,model"
+clip=configs/imagenet.py:$methods,seeds=1,protocols=few_shot,model
+vl=configs/image_text.py:all,backbone
+# Words reach the command as they are: each plan is so many of them, with a null character behind each.
+plan() {
+  printf '%s\0' --workdir "$out/$1" --config "$2" --batch-a-chip "$3" --topology "$4" --train-only --twins \
+    --config.model.dtype=bfloat16 --config.model.param_dtype=bfloat16
+}
 for slices in v5e-8,v5e-256 v6e-16 v5p-8; do
-  common="--topology $slices --train-only --twins --workdir $out"
   # shellcheck disable=SC2016 # the inner shell is to expand it
-  printf '%s\n' \
-    "$common/vit_b16 $clip=ViT-B/16" \
-    "$common/vit_l14 $clip=ViT-L/14" \
-    "$common/bart_base $vl=bart-base" \
-    "$common/t5_base $vl=t5-base" |
-    xargs -P "${JOBS:-2}" -I{} bash -c '${PYTHON:-python} -m vlmx.plan {} || [ $? = 1 ]' # 1: something does not fit
+  {
+    plan vit_b16 "$clip=ViT-B/16" 32 "$slices"
+    plan vit_l14 "$clip=ViT-L/14" 32 "$slices"
+    plan bart_base "$vl=bart-base" 64 "$slices"
+    plan t5_base "$vl=t5-base" 64 "$slices"
+  } |
+    # 1: something does not fit
+    xargs -0 -n 12 -P "${JOBS:-2}" bash -c '"${PYTHON:-python}" -m vlmx.plan "$@" || [ $? = 1 ]' plan
 done
-${PYTHON:-python} launch/plans.py "$out" >launch/plans.md
+"${PYTHON:-python}" launch/plans.py "$out" >launch/plans.md

@@ -14,6 +14,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 nodes=1 gpus=1 time=4:00:00 partition='' account='' name=vlmx array=''
 options nodes gpus time partition account name array -- "$@"
 needed
+whole nodes "$nodes" 1
+whole gpus "$gpus" 0
+plain time "$time" A-Za-z0-9:-
+plain name "$name" A-Za-z0-9_.,:@+-
+if [ -n "$partition" ]; then plain partition "$partition" A-Za-z0-9_.,:@+-; fi
+if [ -n "$account" ]; then plain account "$account" A-Za-z0-9_.,:@+-; fi
+if [ -n "$array" ]; then plain array "$array" 0-9,:%-; fi
 if [ -z "$array" ]; then command+=(--coordinator auto); fi
 
 script() {

@@ -10,6 +10,7 @@ in <workdir>/<run>.log. `python launch/table.py <workdir>/*` then makes one tabl
 """
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
@@ -62,6 +63,27 @@ def expand(split, args, fields):
     return left
 
 
+def checked(own):
+    """Return (host names, words of --slurm). UserError for what is neither."""
+    hosts = [host.strip() for host in own.hosts.split(",")] if own.hosts else []
+    if odd := [host for host in hosts if not re.fullmatch(r"[A-Za-z0-9_\[][A-Za-z0-9_.@:%\[\]-]*", host)]:
+        raise UserError(f"--hosts: {odd[0]!r} is no name of a host; expected names with commas between, as in a,b.")
+    try:
+        options = shlex.split(own.slurm or "")
+    except ValueError as e:
+        raise UserError(f"--slurm {own.slurm!r}: {e}; expected options of launch/slurm.sh in one word.") from e
+    if "--" in options:
+        raise UserError(f"--slurm {own.slurm!r}: options of launch/slurm.sh alone; the runs are told by --configs.")
+    return hosts, options
+
+
+def refuse_control_characters(left):
+    """UserError for a word of a run's command that a line of array.txt, or of a terminal, cannot hold."""
+    for word in [word for command in left.values() for word in command]:
+        if re.search(r"[\x00-\x1f\x7f]", word):
+            raise UserError(f"{word!r}: a line break or another control character; leave it out.")
+
+
 def on_hosts(hosts, left, workdir):
     """The ssh command of each host that has something to do: its share of the runs, one after the other."""
     start = shlex.quote(str(ROOT / "launch" / "start.sh"))
@@ -71,14 +93,15 @@ def on_hosts(hosts, left, workdir):
             for name, command in list(left.items())[i :: len(hosts)]
         ]
         if own:
-            yield ["ssh", host, f"cd {shlex.quote(str(Path.cwd()))} && {{ {'; '.join(own)}; }}"]
+            yield ["ssh", "--", host, f"cd {shlex.quote(str(Path.cwd()))} && {{ {'; '.join(own)}; }}"]
 
 
 def array(options, left, workdir):
     """The command of a Slurm array, a task for each run, and the list of commands that its tasks read."""
     path = Path(workdir) / "array.txt"
-    pick = f'eval "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(path.resolve()))})"'
-    submit = [str(ROOT / "launch" / "slurm.sh"), *shlex.split(options), "--array", f"0-{len(left) - 1}"]
+    number = 'case $SLURM_ARRAY_TASK_ID in "" | *[!0-9]*) exit 2 ;; esac'
+    pick = f'{number}; eval "$(sed -n "$((10#$SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(path.resolve()))})"'
+    submit = [str(ROOT / "launch" / "slurm.sh"), *options, "--array", f"0-{len(left) - 1}"]
     return [*submit, "--", "bash", "-c", pick], path, "".join(f"exec {shlex.join(c)}\n" for c in left.values())
 
 
@@ -86,25 +109,27 @@ def main(argv):
     """The command; returns the exit status."""
     own, args, fields = arguments(argv)
     try:
+        hosts, options = checked(own)
         left = expand(own.split, args, fields)
+        refuse_control_characters(left)
     except UserError as e:
         print(f"\nerror: {e}", file=sys.stderr)
         return WRONG
     if not left:
         return 0
     if own.slurm is not None:
-        command, path, text = array(own.slurm, left, args.workdir)
+        command, path, text = array(options, left, args.workdir)
         if own.dry_run:
             print(f"{path}:\n{text}\n{shlex.join(command)}")
             return 0
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return subprocess.run(command).returncode
-    if own.hosts and not own.dry_run:
+    if hosts and not own.dry_run:
         Path(args.workdir).mkdir(parents=True, exist_ok=True)
-        began = [subprocess.Popen(command) for command in on_hosts(own.hosts.split(","), left, args.workdir)]
+        began = [subprocess.Popen(command) for command in on_hosts(hosts, left, args.workdir)]
         return max(process.wait() for process in began)
-    commands = on_hosts(own.hosts.split(","), left, args.workdir) if own.hosts else left.values()
+    commands = on_hosts(hosts, left, args.workdir) if hosts else left.values()
     print("\n".join(map(shlex.join, commands)))
     return 0
 

@@ -5,7 +5,6 @@ cell that several workdirs have is taken from the last one, one that has failed 
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -15,7 +14,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # behind an instal
 
 from vlmx import tables  # noqa: E402
 from vlmx.errors import WRONG, UserError  # noqa: E402
-from vlmx.files import write_json  # noqa: E402
+from vlmx.files import read_json, reading, write_json  # noqa: E402
+from vlmx.settings import AGAIN  # noqa: E402
 
 
 def collect(workdirs, out):
@@ -26,12 +26,13 @@ def collect(workdirs, out):
         if not path.exists():
             print(f"{workdir}: no results.json, left out", file=sys.stderr)
             continue
-        results = json.loads(path.read_text())
-        for cell in results["cells"] if "cells" in results else tables.cells("", results):
-            cell |= {"run": os.path.relpath(workdir / cell["run"], out)}
-            key = tuple(cell[k] for k in tables.KEYS)
-            if "failed" not in cell or "failed" in found.get(key, {"failed": ""}):
-                found[key] = cell
+        results = read_json(path, AGAIN)
+        with reading(path, AGAIN):
+            for cell in results["cells"] if "cells" in results else tables.cells("", results):
+                cell |= {"run": os.path.relpath(workdir / cell["run"], out)}
+                key = tuple(cell[k] for k in tables.KEYS)
+                if "failed" not in cell or "failed" in found.get(key, {"failed": ""}):
+                    found[key] = cell
     if not found:
         raise UserError("no workdir of these holds results.json: nothing is finished, or these are not workdirs.")
     return list(found.values())

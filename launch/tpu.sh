@@ -20,6 +20,7 @@ what=$1 tpu=$2
 shift 2
 type='' zone='' project='' spot=0 version=''
 options type zone project spot! version -- "$@"
+plain NAME "$tpu" A-Za-z0-9_.-
 if [ -z "$zone" ]; then wrong "--zone is missing, as in --zone us-west4-a"; fi
 where=(--zone "$zone")
 if [ -n "$project" ]; then where+=(--project "$project"); fi

@@ -124,6 +124,8 @@ def test_seeds_as_published():
 def test_keys_behind_the_colon():
     c = config("digits", "coop,shots=2,seeds=(5,),protocols=base_to_new,root=here,model=there")
     assert (c.shots, c.seeds, c.protocols, c.data.root, c.model.name) == (2, (5,), ("base_to_new",), "here", "there")
+    c = config("digits", "coop,smoke,shots=(1,2),seeds=2")
+    assert (c.shots, c.seeds, c.recipe.coop.epochs) == ((1, 2), (1, 2), 2), "what a person sets holds"
     with pytest.raises(UserError, match="Did you mean 'shots'"):
         config("digits", "coop,shot=2")
 

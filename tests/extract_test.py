@@ -1,6 +1,10 @@
 """Visual features: of pictures and videos, on several devices, gone on with, unreadable ones listed."""
 
 import functools
+import os
+import subprocess
+import sys
+import time
 
 import h5py
 import jax
@@ -162,3 +166,218 @@ def test_clips(tmp_path, clip):
     source = vl_features.where(tmp_path / "v.h5")
     assert source["v"].shape == (4, clip.config.embed_dim)
     np.testing.assert_allclose(source["v"], each(Clip.image, clip, read(tmp_path / "in/v.png")), atol=5e-3)
+
+
+def paint(path, color):
+    Image.new("RGB", (64, 64), color).save(path)
+
+
+def stored(path):
+    with h5py.File(path) as file:
+        return {name: file[f"{name}/features"][()] for name in file}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_called_again_it_leaves_what_a_first_call_would(pictures, tmp_path, capsys):
+    out = tmp_path / "f.h5"
+    command("--images", pictures, "--out", out)
+    before = stored(out)
+    times = os.stat(pictures / "p0.png")
+    Image.fromarray(255 - np.asarray(Image.open(pictures / "p0.png"))).save(pictures / "p0.png")
+    os.utime(pictures / "p0.png", ns=(times.st_atime_ns, times.st_mtime_ns))  # replaced, with the old size and time
+    (pictures / "sub/p1.png").unlink()
+    (pictures / "p2.png").write_bytes(b"broken")
+    paint(pictures / "p9.png", "blue")
+    (pictures / "sub/p3.png").rename(pictures / "p3.png")
+    capsys.readouterr()
+    assert list(command("--images", pictures, "--out", out)) == ["p2"]
+    text = capsys.readouterr().out
+    assert "3 have changed since they were encoded" in text and "1 that" in text and "left out of it" in text
+    after = stored(out)
+    command("--images", pictures, "--out", tmp_path / "fresh.h5")
+    assert same(after, stored(tmp_path / "fresh.h5")) and after.keys() == {"p0", "p3", "p4", "p9"}
+    assert not np.array_equal(after["p0"], before["p0"]) and np.array_equal(after["p4"], before["p4"])
+    written = out.stat().st_mtime_ns
+    command("--images", pictures, "--out", out)
+    assert out.stat().st_mtime_ns == written  # nothing to do
+    command("--images", pictures, "--out", out, "--store", "float32")
+    assert {a.dtype for a in stored(out).values()} == {np.dtype(np.float32)}
+    with pytest.raises(UserError, match="another --out"):
+        (tmp_path / "other").mkdir()
+        paint(tmp_path / "other/q.png", "red")
+        command("--images", tmp_path / "other", "--out", out)
+    assert stored(out).keys() == after.keys()
+
+
+def test_a_picture_replaced_after_a_stop_is_encoded_again(pictures, tmp_path, monkeypatch):
+    """Its old features lie in the .parts of the first call."""
+    monkeypatch.setattr(extract, "PART", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(extract.Parts, "join", lambda parts: None)
+        command("--images", pictures, "--out", tmp_path / "f.h5")
+    Image.fromarray(255 - np.asarray(Image.open(pictures / "p0.png"))).save(pictures / "p0.png")
+    command("--images", pictures, "--out", tmp_path / "f.h5")
+    command("--images", pictures, "--out", tmp_path / "fresh.h5")
+    assert same(stored(tmp_path / "f.h5"), stored(tmp_path / "fresh.h5"))
+
+
+def test_features_of_earlier_versions_are_encoded_again(pictures, tmp_path):
+    """They do not say which picture they are of."""
+    out = tmp_path / "f.h5"
+    command("--images", pictures, "--out", out)
+    want = stored(out)
+    with h5py.File(out, "a") as file:
+        for name in file:
+            del file[f"{name}/features"].attrs["identity"]
+            file[f"{name}/features"][...] = 0
+    command("--images", pictures, "--out", out)
+    assert same(stored(out), want)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda out: out.write_bytes(b"text"), "is no whole HDF5 file"),
+        (lambda out: out.write_bytes(b""), "is no whole HDF5 file"),
+        (lambda out: out.write_bytes(out.read_bytes()[:-9]), "is no whole HDF5 file"),
+        (lambda out: (out.unlink(), out.mkdir()), "is no file"),
+        (lambda out: (out.unlink(), os.mkfifo(out)), "is no file"),
+        (lambda out: h5py.File(out, "w").create_dataset("p0", data=[1.0]), "holds features made with {}"),
+    ],
+)
+def test_an_output_that_is_something_else_is_refused(pictures, tmp_path, make, message):
+    out = tmp_path / "f.h5"
+    command("--images", pictures, "--out", out)
+    make(out)
+    with pytest.raises(UserError, match=message) as error:
+        command("--images", pictures, "--out", out)
+    assert str(out) in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_an_output_below_a_file_is_refused_before_anything_is_encoded(pictures, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "f.h5.parts").write_text("")
+    for out in (tmp_path / "file/f.h5", tmp_path / "f.h5"):
+        with pytest.raises(UserError, match="is no folder: another --out"):
+            command("--images", pictures, "--out", out)
+    (tmp_path / "g.h5.parts").mkdir()
+    (tmp_path / "g.h5.parts/notes.h5").write_text("somebody's own")
+    command("--images", pictures, "--out", tmp_path / "g.h5")
+    assert (tmp_path / "g.h5.parts/notes.h5").exists()
+
+
+def test_an_output_that_another_program_has_open(pictures, tmp_path):
+    out = tmp_path / "f.h5"
+    command("--images", pictures, "--out", out)
+    program = f"import h5py, sys; f = h5py.File({str(out)!r}, 'a'); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="f.h5: another program has this file open"):
+            command("--images", pictures, "--out", out)
+        other.stdin.close()
+    command("--images", pictures, "--out", out)
+
+
+def test_what_is_no_picture_and_odd_names(pictures, tmp_path, capsys):
+    os.mkfifo(pictures / "fifo.jpg")
+    (pictures / "folder.jpg").mkdir()
+    (pictures / "zero.png").symlink_to("/dev/zero")
+    (pictures / "@eaDir").mkdir()
+    paint(pictures / "@eaDir/p0.png", "red")
+    (pictures / "notes.txt").write_text("x")
+    paint(os.fsdecode(os.fsencode(pictures) + b"/caf\xe9.png"), "red")
+    out = tmp_path / "f.h5"
+    assert command("--images", pictures, "--out", out).keys() == {"fifo", "zero"}
+    assert stored(out).keys() == {"p0", "p1", "p2", "p3", "p4", "caf\\udce9"}
+    assert ".txt" in capsys.readouterr().out
+    assert (tmp_path / "f.h5.unreadable.txt").read_text().count("FIFO, a device or a socket") == 2
+    paint(pictures / "e\u0301.png", "red")
+    paint(pictures / "sub/\u00e9.png", "red")
+    with pytest.raises(UserError, match="same name in the file"):
+        extract.listing(pictures)
+
+
+def test_features_that_are_not_finite_are_refused(pictures, tmp_path, monkeypatch):
+    def large(model, images):
+        return 1e5 * images[:, :1, 0].astype("float32")  # float16 ends at 65,504
+
+    monkeypatch.setitem(extract.WHAT, "grid", large)
+    unreadable = command("--images", pictures, "--out", tmp_path / "f.h5")
+    assert len(unreadable) == 5 and all("--store float32" in reason for reason in unreadable.values())
+    assert not command("--images", pictures, "--out", tmp_path / "g.h5", "--store", "float32")
+    monkeypatch.setitem(extract.WHAT, "grid", lambda model, images: np.nan * large(model, images))
+    unreadable = command("--images", pictures, "--out", tmp_path / "h.h5")
+    assert len(unreadable) == 5 and all("not finite" in reason for reason in unreadable.values())
+    assert stored(tmp_path / "h.h5") == {}
+
+
+def test_frames_are_bounded_in_number_and_read_little_by_little(tmp_path, clip, monkeypatch):
+    """A small GIF that lasts for three weeks; a film's frames are encoded before its last ones are read."""
+    shades = [Image.new("RGB", (8, 8), (i % 255, i // 255, 0)) for i in range(3000)]
+    shades[0].save(tmp_path / "long.gif", save_all=True, append_images=shades[1:], duration=655_350)
+    started = time.monotonic()
+    with pytest.raises(transforms.BadImage, match="over 10,000 frames"):
+        for _ in video.frames(tmp_path / "long.gif", video.RATE):
+            pass
+    assert time.monotonic() - started < 20
+    mesh, counts = shard.make_mesh(devices=jax.devices()[:1]), {"read": 0, "encoded": 0}
+
+    def read(name):
+        for _ in range(500):
+            counts["read"] += 1
+            assert counts["read"] - counts["encoded"] < 3 * extract.FRAMES_AHEAD + 8
+            yield np.zeros((64, 64, 3), np.uint8)
+        if name == "b":
+            raise transforms.BadImage("the end is missing")
+
+    encoder = extract._encoder(mesh, extract.pooled)
+
+    def count(model, images):
+        counts["encoded"] += len(images)
+        return encoder(model, images)
+
+    monkeypatch.setattr(extract, "_encoder", lambda *_: count)
+    for name in ("a", "b"):
+        ((_, features),) = extract.encode(clip, {name: name}, read, extract.pooled, 8, mesh)
+        assert features.shape == (500, 128) if name == "a" else str(features) == "the end is missing"
+    readers = {"a": lambda: read("b"), "b": lambda: iter(())}
+    mixed = dict(extract.encode(clip, readers, lambda reader: reader(), extract.pooled, 8, mesh))
+    assert str(mixed["a"]) == "the end is missing" and str(mixed["b"]) == "no frames"
+
+
+@pytest.mark.parametrize("name", ["fifo.mp4", "fifo.gif"])
+def test_a_fifo_is_no_video_at_once(tmp_path, name):
+    if name.endswith("mp4"):
+        pytest.importorskip("av")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(transforms.BadImage, match="FIFO"):
+        next(video.frames(tmp_path / name, 1))
+
+
+def test_a_film_names_no_other_file(tmp_path, monkeypatch):
+    """A playlist in a file with a film's ending, and a film whose path reads as a URL."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "x.ts"), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=10)
+        stream.width = stream.height = 32
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    for text in (
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{tmp_path}/x.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile 'x.ts'\n",
+    ):
+        (tmp_path / "list.mp4").write_text(text)
+        with pytest.raises(transforms.BadImage):
+            next(video.frames(tmp_path / "list.mp4", 1))
+    monkeypatch.chdir(tmp_path)
+    os.rename("x.ts", "http:x.ts")
+    assert len(list(video.frames("http:x.ts", 1))) == 1
+
+
+@pytest.mark.parametrize("flags", [("--rate", "nan"), ("--rate", "1e-9"), ("--size", "-1"), ("--batch", "0")])
+def test_numbers_out_of_range(flags):
+    with pytest.raises(SystemExit):
+        extract.arguments(["--images", "x", "--out", "y", *flags])

@@ -1,8 +1,9 @@
 """Golden cases: folders and files with reference values, found by what they say of themselves.
 
-A *case* is either a folder with a `case.json` (its kind is `clip/<method>` or `vl/<method>`) or, outside such folders,
-a JSON file (its kind is its file name, such as `schedules.json`). What a case needs beside it (backbones, vocabulary,
-split files) is found with `beside` and is no case of its own.
+A *case* is either a folder with a `case.json` (its kind is `clip/<method>`, `vl/<method>`, or `<kind>/<family>` where
+it says these in place of a method) or, outside such folders, a JSON file (its kind is its file name, such as
+`schedules.json`). What a case needs beside it (backbones, vocabulary, split files) is found with `beside` and is no
+case of its own.
 """
 
 import fnmatch
@@ -26,11 +27,15 @@ class Case(NamedTuple):
 
 
 def find(folder):
-    """Every case under a folder, sorted by path -> list of Case. ValueError: a case.json without a method."""
-    cases = []
+    """Every case under a folder, sorted by path -> list of Case. ValueError: a case.json that does not say its kind."""
+    cases, visited = [], set()
     for here, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         here = Path(here).resolve()
+        if here in visited:  # a link that leads back
+            folders.clear()
+            continue
+        visited.add(here)
         if "case.json" in files:
             folders.clear()
             cases.append(Case(f"{here.parent.name}/{here.name}", _kind(here / "case.json"), here))
@@ -54,7 +59,7 @@ def gather(folders):
 
 def digest(path):
     """What tells a case from another: its name and the content of its files."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     return path.name, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)
 
 
@@ -91,6 +96,8 @@ def assert_close(got, want, tol, what=""):
 def _kind(path):
     try:
         case = json.loads(path.read_text())
+        if "method" not in case:
+            return case["kind"] + "/" + case["family"]
         return ("clip/" if str(case.get("format", "")).startswith("clip") else "vl/") + case["method"]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path}: not a golden case: expected a JSON object with a \"method\" ({e!r})") from e

@@ -89,6 +89,20 @@ def test_the_same_directory_twice_or_a_part_of_it_runs_once(repo):
     result.assert_outcomes(passed=4, deselected=1)
 
 
+def test_read_only_folders_links_that_lead_back_and_cases_that_say_their_kind(repo):
+    more = repo.path / "more"
+    write(more / "backbones/eva/case.json", {"format": "clip 1", "kind": "backbone", "family": "eva02"})
+    write(more / "backbones/eva/checkpoint/config.json", {})
+    (more / "clip" / "loop").symlink_to(more)
+    for path in (more, *more.rglob("*")):
+        path.chmod(0o555)
+    result = run(repo, "--goldens=./more", "--goldens=tests/../more", "-k", "golden")
+    result.assert_outcomes(passed=3, deselected=2)
+    result.stdout.fnmatch_lines(["backbone/eva02: backbones/eva", "clip/song: song/loud", "3 cases*"])
+    for path in (more, *more.rglob("*")):
+        path.chmod(0o755)
+
+
 def test_a_failing_case_fails(repo):
     write(repo.path / "more/turns.json", {"right": False})
     run(repo, "--goldens=more").assert_outcomes(passed=4, failed=1, deselected=1)

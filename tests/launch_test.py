@@ -133,6 +133,83 @@ def test_what_is_wrong_with_the_words_is_said(script, args, said):
     assert result.returncode == 2 and said.lower() in result.stderr.lower(), result.stderr
 
 
+NEWLINE, EVALUATED = "x\ntouch ran", "a[$(touch ran)0]"  # a line of its own; a command, where arithmetic reads it
+SLICE = ("--topology", "v5e:4x4", "--image", "i")
+
+
+@pytest.mark.parametrize(
+    "script, args",
+    [
+        *(("box.sh", ("--processes", word, *RUN)) for word in (EVALUATED, "x", "-1", "0", "08", "9" * 30, "", "1\n2")),
+        ("box.sh", ("--port", EVALUATED, *RUN)),
+        ("box.sh", ("--processes port", "2", *RUN)),
+        *(("gke.sh", (*SLICE, option, word, *RUN)) for option, word in (
+            ("--chips-a-host", EVALUATED), ("--chips-a-host", "0"), ("--name", "x\nkind: Pod"), ("--name", "-x"),
+            ("--namespace", "x: y"), ("--image", "i\n    hostNetwork: true"), ("--topology", "v5e:08x4"),
+            ("--topology", "v5e:0x4"), ("--topology", f"v5e:4x{EVALUATED}"), ("--topology", "v5e:4x4x4x4"),
+        )),
+        *(("slurm.sh", (option, word, *RUN))
+          for option in ("--name", "--partition", "--account", "--time", "--array")
+          for word in (NEWLINE, "x --wrap=date", "-x", "$(touch ran)")),
+        *(("slurm.sh", (option, EVALUATED, *RUN)) for option in ("--nodes", "--gpus")),
+        ("tpu.sh", ("status", "pod;touch ran", *ZONE)),
+        ("tpu.sh", ("status", NEWLINE, *ZONE)),
+    ],
+)  # fmt: skip
+def test_words_are_data(script, args, tmp_path):
+    """No word is evaluated, or becomes a line or an option of what a script writes."""
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    where = {"cwd": tmp_path, "env": os.environ | {"PATH": "/usr/bin:/bin"}, "timeout": 20}
+    before, behind = (args[: args.index("--")], args[args.index("--") :]) if "--" in args else (args, ())
+    command = [tmp_path / "launch" / script, *before, "--dry-run", *behind]
+    result = subprocess.run(command, capture_output=True, text=True, **where)
+    assert result.returncode == 2 and result.stderr.startswith(f"{script}: ") and not result.stdout
+    assert not list(tmp_path.glob("**/ran"))
+
+
+def test_words_of_the_run_reach_gke_as_they_are():
+    import yaml
+
+    words = ("python", "-c", "print(\"a\")\n\tprint('b')", "$(touch ran)", "- x: y", "\\n")
+    job = yaml.safe_load(dry("gke.sh", "--topology", "v5e:2x2", "--image", "r/vlmx:tpu", "--", *words))
+    pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["command"] == ["launch/start.sh", *words]
+
+
+def test_words_of_the_run_reach_slurm_tasks_as_they_are(tmp_path):
+    words = ("python", "$(touch ran)", "a\ntouch ran #", "it's", "", "*", "~", "`touch ran`", "-n")
+    job = dry("slurm.sh", "--gpus", "0", "--array", "0-1", "--", *words)
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/bash\nshift 2; printf '%s\\0' \"$@\"\n")
+    srun.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", "-c", job], env=env, capture_output=True, text=True, cwd=tmp_path, timeout=20)
+    assert tuple(result.stdout.split("\0")[:-1]) == words and not (tmp_path / "ran").exists()
+
+
+def test_the_folder_of_the_plans_is_data(tmp_path):
+    """And each plan is made as one command, whatever is in its words."""
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    python, folder = tmp_path / "python", "a b$(touch ran)`touch ran`'\n;touch ran"
+    python.write_text(f"#!/bin/bash\n[ $1 = -m ] && printf '%s|' \"$@\" >>{tmp_path}/calls\nexit 0\n")
+    python.chmod(0o755)
+    env = os.environ | {"PYTHON": str(python), "JOBS": "1"}
+    result = subprocess.run([tmp_path / "launch/plans.sh", folder], env=env, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    calls = [call.split("|")[:-1] for call in (tmp_path / "calls").read_text().split("-m|vlmx.plan|")[1:]]
+    assert [len(call) for call in calls] == [12] * 12 and not list(tmp_path.glob("**/ran"))
+    assert {tuple(call[:2]) for call in calls} == {
+        ("--workdir", f"{folder}/{name}") for name in ("vit_b16", "vit_l14", "bart_base", "t5_base")
+    }
+
+
+@pytest.mark.parametrize("name", ("RETRIES", "PAUSE"))
+@pytest.mark.parametrize("value", ("a[$(touch ran)0]", "-1", "x", "1e9", "1\n2"))
+def test_how_often_and_how_late_a_command_starts_again_are_numbers(name, value):
+    result = call("start.sh", "bash", "-c", "exit 75", **{"RETRIES": "0", "PAUSE": "0", name: value})
+    assert result.returncode == 2 and "are numbers" in result.stderr
+
+
 def test_the_scripts_are_clean():
     shellcheck = Path(sys.executable).parent / "shellcheck"
     shellcheck = shellcheck if shellcheck.exists() else shutil.which("shellcheck")
@@ -271,10 +348,32 @@ def test_a_sweep_becomes_a_command_for_each_benchmark(tmp_path):
 
 def test_a_sweep_goes_to_hosts_or_becomes_a_slurm_array(tmp_path):
     on_a, on_b = sweep(*SWEEP, "--workdir", tmp_path, "--hosts", "a,b", "--dry-run").splitlines()
-    assert on_a.startswith("ssh a ") and "digits.py" in on_a and "textures.py" not in on_a
-    assert on_b.startswith("ssh b ") and "textures.py" in on_b and f"> {tmp_path}/textures.log 2>&1" in on_b
+    assert on_a.startswith("ssh -- a ") and "digits.py" in on_a and "textures.py" not in on_a
+    assert on_b.startswith("ssh -- b ") and "textures.py" in on_b and f"> {tmp_path}/textures.log 2>&1" in on_b
     said = sweep(*SWEEP, "--workdir", tmp_path, "--slurm", "--gpus 1", "--dry-run")
     assert "--gpus 1 --array 0-1 -- bash -c" in said and said.count("exec ") == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (("--workdir", "sweep\ntouch ran #", "--slurm", ""), "control character"),
+        (("--workdir", "sweep\ntouch ran #", "--hosts", "a"), "control character"),
+        (("--hosts", "-oProxyCommand=touch ran"), "no name of a host"),
+        (("--hosts", "a,,b"), "no name of a host"),
+        (("--hosts", "a b"), "no name of a host"),
+        (("--slurm", "--gpus 1 -- touch ran"), "options of launch/slurm.sh alone"),
+        (("--slurm", "--name 'x"), "No closing quotation"),
+    ],
+)
+def test_words_of_a_sweep_are_data(more, problem, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    monkeypatch.chdir(ROOT)
+    import sweep as sweeps
+
+    words = [f"{option}={word}" for option, word in zip(more[::2], more[1::2], strict=True)]
+    assert sweeps.main([*SWEEP, f"--workdir={tmp_path}", *words]) == errors.WRONG
+    assert problem in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def results(title, accuracy, **more):

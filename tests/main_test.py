@@ -1,11 +1,16 @@
 """The command as a person types it: help, lists, wrong words, and one small run."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from configs import recipes
+from vlmx import main, method, variant
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +25,26 @@ def test_list_shows_benchmarks_and_methods():
     assert out.returncode == 0
     for word in ("digits", "imagenet_a", "folder", "zero_shot", "linear_probe", "coop", "arXiv 2109.01134"):
         assert word in out.stdout
+
+
+def test_list_offers_only_what_can_be_run(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    for name, text in (
+        ("whole", '"""Whole."""\n'),
+        ("broken", "import no_such_module\n"),
+        ("cut", "def get_config(:\n"),
+    ):
+        body = "def get_config(arg=None):\n    return __import__('ml_collections').ConfigDict()\n"
+        (tmp_path / f"configs/{name}.py").write_text(text + body)
+    monkeypatch.chdir(tmp_path)
+    lines = main.listing().splitlines()
+    configs = lines[1 : lines.index("methods (vlmx/methods/*.py):")]
+    assert configs == ["  whole                Whole."]
+    offered = {line.split()[0] for line in lines if line.startswith("  ")}
+    assert offered - {"whole"} == {*method.names(), *variant.PUBLISHED}
+    assert set(recipes.RECIPES) <= offered and not offered & {"denoising", "contrastive", "adapter"}
+    monkeypatch.chdir(tmp_path / "configs")
+    assert f"none in {tmp_path / 'configs/configs'}: start where configs/ is" in main.listing()
 
 
 def test_help_shows_the_flags():
@@ -58,3 +83,25 @@ def test_a_small_run_ends_in_a_table_and_a_report(tmp_path):
     assert "HM" in out.stdout and (tmp_path / "run/report.html").exists()
     again = vlmx("--config", "configs/digits.py:zero_shot", "--workdir", str(tmp_path / "run"))
     assert again.returncode == 0 and "finished" in again.stdout
+
+
+def test_a_run_on_a_persons_folders_with_unusual_names(tmp_path):
+    for c in (b"Cat", b"cat", b"caf\xe9"):
+        folder = os.path.join(os.fsencode(tmp_path), b"data", c)
+        os.makedirs(folder)
+        for i in range(4):
+            with open(os.path.join(folder, b"\xff%d.png" % i), "wb") as f:
+                Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(f, "PNG")
+    with open(os.path.join(folder, b"broken\xe9.jpg"), "wb") as f:
+        f.write(b"no image")
+    config = {"data.root": tmp_path / "data", "data.bad_images": "skip", "model.name": "tiny_clip"}
+    fields = [f"--config.{key}={value}" for key, value in config.items()]
+    run = vlmx("--config=configs/folder.py:zero_shot,protocols=few_shot", f"--workdir={tmp_path / 'run'}", *fields)
+    assert run.returncode == 0, run.stderr
+    note = "classes with the same prompt, which this model cannot tell apart by their names: 'Cat' = 'cat'"
+    assert note in run.stdout and run.stdout.index(note) < run.stdout.index("before training")
+    dataset = json.loads((tmp_path / "run/results.json").read_text())["dataset"]
+    assert note in dataset["notes"] and dataset["classnames"] == ["Cat", "café", "cat"]
+    assert any("broken\udce9.jpg" in text for text in dataset["notes"])
+    report = (tmp_path / "run/report.html").read_text()
+    assert "cannot tell apart" in report and "is not UTF-8; it is read as Latin-1" in report

@@ -9,7 +9,7 @@ from vlmx.metrics import accuracy
 @pytest.mark.golden("evaluator*.json")
 def test_golden_evaluator(golden):
     table = load(golden)
-    for case in table["cases"]:
+    for case in table.get("cases", ()):
         labels, said, want = np.array(case["labels"]), accuracy.predicted(case["logits"]), case["results"]
         got = accuracy.scores(labels, said)
         assert got["accuracy"] == pytest.approx(want["accuracy"], rel=0, abs=1e-9), case["name"]
@@ -23,9 +23,10 @@ def test_golden_evaluator(golden):
 @pytest.mark.golden("evaluator*.json")
 def test_golden_harmonic_mean(golden):
     table = load(golden)
-    for pair in table["harmonic_mean"]["pairs"]:
+    for pair in table.get("harmonic_mean", {}).get("pairs", ()):
         assert accuracy.harmonic_mean(pair["base"], pair["new"]) == pytest.approx(pair["hm"], rel=0, abs=1e-9)
-    over = table["averages_over_datasets"]
+    if not (over := table.get("averages_over_datasets")):
+        return
     base, new = [row["base"] for row in over["rows"]], [row["new"] for row in over["rows"]]
     assert accuracy.hm_of_means(base, new) == pytest.approx(over["hm_of_the_means"], rel=0, abs=1e-9)
     assert accuracy.mean_of_hms(base, new) == pytest.approx(over["mean_of_the_hms"], rel=0, abs=1e-9)
@@ -33,7 +34,7 @@ def test_golden_harmonic_mean(golden):
 
 @pytest.mark.golden("evaluator*.json")
 def test_golden_seeds(golden):
-    for case in (v for v in load(golden)["seed_aggregation"].values() if isinstance(v, dict)):
+    for case in (v for v in load(golden).get("seed_aggregation", {}).values() if isinstance(v, dict)):
         got = accuracy.summary(case["values"])
         assert got["mean"] == pytest.approx(case["mean"], rel=0, abs=1e-9)
         assert got["std"] == pytest.approx(case["std_population"], rel=0, abs=1e-9)

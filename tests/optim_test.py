@@ -48,21 +48,30 @@ def dassl_options(h):
 def test_golden_official_configurations(golden):
     """Rates and three-steps-per-epoch trajectories of the methods' configurations, through `make`."""
     case, tensors = load(golden)
+    common = {k: v for k, v in case["hyperparameters"].items() if not isinstance(v, dict)}
     for name, h in case["hyperparameters"].items():
+        h = common | {k.lower(): v for k, v in h.items()} if isinstance(h, dict) else {}
+        if "name" in h:  # in Dassl's words
+            h["optimizer"] = h["name"]
+        if "optimizer" not in h:  # a method that is not built yet describes its own otherwise
+            continue
         t = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(name + "/")}
         config = {"name": h["optimizer"].lower(), "lr": h["lr"], "wd": h["weight_decay"]}
         if "schedule" in h:
             end, total = re.search(r"cosine per step to (\S+) over (\d+) steps", h["schedule"]).groups()
-            per_epoch, total, every = 1, int(total), 1
+            per_epoch, total = 1, int(total)
             config |= {"eps": h["eps"], "b1": h["betas"][0], "b2": h["betas"][1]}
             config["schedule"] = {"name": "cosine", "end": float(end)}
         else:
-            per_epoch = every = h["steps_per_epoch"]
+            per_epoch = h["steps_per_epoch"]
             total = per_epoch * h["max_epoch"]
             config["schedule"] = dassl_options(h)
         tx, schedule = optim.make(config, per_epoch, total, t["param0"])
+        every = total // len(t["learning_rates"])  # of each step, or of each epoch
         assert_close(rates(schedule, np.arange(0, total, every)), t["learning_rates"], 2e-6, f"{name}: learning rates")
-        assert_close(trajectory(tx, t["param0"], t["grads"]), t["params"], 2e-5, f"{name}: parameters")
+        every = len(t["grads"]) // len(t["params"])
+        params = trajectory(tx, t["param0"], t["grads"])[every - 1 :: every]
+        assert_close(params, t["params"], 2e-5, f"{name}: parameters")
 
 
 @pytest.mark.golden("optimizers*.json")
@@ -73,7 +82,7 @@ def test_golden_optimizers(golden):
         assert not s.pop("dampening", 0) and not s.pop("nesterov", False) and not s.pop("amsgrad", False)
         b1, b2 = s.pop("betas", (None, None))
         rule = optim.OPTIMISERS[case["name"].split()[0].lower()]
-        rule = rule(wd=s.pop("weight_decay"), **({"b1": b1, "b2": b2} if b1 else {}), **s)
+        rule = rule(wd=s.pop("weight_decay", 0.0), **({"b1": b1, "b2": b2} if b1 else {}), **s)
         for dtype, tol in (np.float64, 1e-12), (np.float32, 2e-6):
             with jax.enable_x64(dtype is np.float64):
                 tx = optax.chain(rule, optax.scale_by_learning_rate(jnp.asarray(case["lr"]).__getitem__))
@@ -87,12 +96,12 @@ def test_golden_schedules(golden):
     """Every official configuration, Dassl's generic cases, the per-step ones and PromptSRC's weights."""
     table = load(golden)
     cases = []
-    for c in table["epoch_schedules"]:
+    for c in table.get("epoch_schedules", ()):
         cases.append((c["config"], c["base_lr"], c["max_epoch"], dassl_options(c), range(len(c["lr"])), c["lr"]))
-    for c in table["dassl_generic_cases"]:
+    for c in table.get("dassl_generic_cases", ()):
         o = c["OPTIM"]
         cases.append((c["name"], o["LR"], o["MAX_EPOCH"], dassl_options(o), range(len(c["lr"])), c["lr"]))
-    for c in table["per_step_schedules"]["cases"]:
+    for c in table.get("per_step_schedules", {}).get("cases", ()):
         cases.append((c["name"], c["lr0"], c["T_max"], {"name": "cosine", "end": c["eta_min"]}, c["step"], c["lr"]))
     for name, lr, total, plan, steps, want in cases:
         per_epoch = 7 if plan["name"] == "dassl" else 1
@@ -101,7 +110,7 @@ def test_golden_schedules(golden):
         with jax.enable_x64(True):
             np.testing.assert_allclose(rates(schedule, last), want, rtol=1e-12, atol=1e-12 * lr, err_msg=name)
         np.testing.assert_allclose(rates(schedule, first), want, rtol=2e-5, atol=1e-9 * lr, err_msg=name)
-    for c in table["promptsrc_gaussian_weights"]["cases"]:
+    for c in table.get("promptsrc_gaussian_weights", {}).get("cases", ()):
         got = optim.gaussian_weights(c["max_epoch"], c["GPA_MEAN"], c["GPA_STD"])
         np.testing.assert_allclose(got, c["weights"], rtol=1e-12, err_msg=c["setting"])
 

@@ -284,3 +284,20 @@ def test_wrong_use_is_told():
         next(pipeline.train_batches([arrays(8)] * 2, CROP, 4, [1], stop=1))
     with pytest.raises(UserError, match="seed 7 has no images"):
         next(pipeline.train_batches([arrays(0)], CROP, 4, [7], stop=1))
+
+
+def test_the_stop_message_lists_each_split_by_name():
+    bad = {split: [pipeline.Bad(i, f"{split}/{i}.jpg", "broken") for i in range(n)] for split, n in
+           {"train": 23, "val": 0, "test": 1, "dtd test": 2}.items()}  # fmt: skip
+    text = pipeline.splits_stop_message(bad, {"train": 99, "test": 7, "dtd test": 5})
+    lines = [line for line in text.splitlines() if not line.startswith("  ")]
+    assert [line.partition(" cannot")[0] for line in lines[:-1]] == [
+        "23 of 99 train images", "1 of 7 test images", "2 of 5 dtd test images",
+    ]  # fmt: skip
+    assert "train/19.jpg: broken" in text and "... and 3 more" in text and "dtd test/1.jpg: broken" in text
+
+
+def test_check_refuses_what_the_transform_refuses():
+    strip = Split([np.zeros((2, 60_000), np.uint8)] * 2, np.zeros(2, np.int32), ["a", "b"])
+    center = functools.partial(transforms.center, size=224)
+    assert not pipeline.check(strip) and [b.index for b in pipeline.check(strip, center)] == [0, 1]

@@ -18,7 +18,7 @@ from vlmx.models.vlseq import Visual
 from vlmx.modules import retrieval
 
 CLASSES = ("red circle", "blue star", "green cross")
-HYPER = {"coop": {"n_ctx": 2}, "linear_probe": {}}
+HYPER = {"coop": {"n_ctx": 2}, "linear_probe": {}, "clip_adapter": {}}
 
 
 @functools.cache
@@ -154,6 +154,266 @@ def test_what_is_refused(tmp_path, pictures):
     with pytest.raises(UserError, match="name it with --model"):
         run("--checkpoint", tmp_path / "c", "--image", pictures[0])
     run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--model", "tiny_clip")
+
+
+# -------------------------------------------------------------------- what a checkpoint may do
+def note(folder, **fields):
+    """Change fields of tuned.json."""
+    path = folder / "tuned.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+METHOD = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+from vlmx.methods.coop import make
+"""
+
+
+def test_a_module_of_a_checkpoint_runs_only_where_the_person_allows_it(tmp_path, pictures, monkeypatch):
+    folder = tmp_path / "download" / "seed_1"
+    exported(folder, "coop")
+    (tmp_path / "download" / "evil.py").write_text(METHOD)
+    (tmp_path / "evil.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for fields in (
+        {"method": "download.evil"}, {"make": "download.evil"}, {"method": "download.evil+ensemble"},
+        {"method": "evil"}, {"method": "coop+evil"}, {"method": "..evil"}, {"method": "vlmx.main"}, {"method": "os"},
+        {"method": "adapters", "hyper": {"source": "download.evil"}},
+        {"method": "adapters+ensemble", "hyper": {"adapters": {"source": "download.evil"}}},
+    ):  # fmt: skip
+        exported(folder, "coop", **fields)
+        with pytest.raises(UserError, match="no method of vlmx|value of adapters.source"):
+            run("--checkpoint", folder, "--image", pictures[0])
+    exported(folder, "coop", method="download.evil")
+    with pytest.raises(UserError, match="--allow-methods download.evil"):
+        run("--checkpoint", folder, "--image", pictures[0], "--allow-methods", "my.other")
+    assert not list(tmp_path.rglob("ran"))
+    (row,) = run("--checkpoint", folder, "--image", pictures[0], "--allow-methods", "my.other,download.evil")
+    assert set(row["classes"]) == set(CLASSES) and (tmp_path / "download" / "ran").exists()
+    (tmp_path / "download" / "ran").unlink()
+    p, _ = predict.Classifier(folder, allow_methods=["download.evil"])(pictures)
+    assert p.shape == (3, 3)
+
+
+def test_a_variant_from_outside_runs_only_where_the_person_allows_it(variants, tmp_path, monkeypatch):
+    (tmp_path / "evil_variant.py").write_text(METHOD.replace("methods.coop", "variants.adapter"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    note(variants, variant="evil_variant.x")
+    with pytest.raises(UserError, match="--allow-methods evil_variant.x"):
+        predict.Answerer(variants)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("hyper", "problem"),
+    [
+        ({"n_ctx": 10**9}, "hyper-parameter n_ctx of coop: expected a whole number from 0 to 1,000; got 1000000000"),
+        ({"n_ctx": -1}, "expected a whole number"),
+        ({"n_ctx": True}, "expected a whole number"),
+        ({"n_ctx": 2.0}, "expected a whole number"),
+        ({"n_ctx": [2]}, "expected a whole number"),
+        ({"csc": 1}, "hyper-parameter csc of coop: expected True or False"),
+        ({"ctx_init": {"a": 1}}, "hyper-parameter ctx_init of coop: expected a text"),
+        ({"ctx_init": "x" * 10**6}, "hyper-parameter ctx_init of coop: expected a text"),
+        ({"n_context": 2}, "unknown hyper-parameter of coop 'n_context'. Did you mean 'n_ctx'"),
+        ({"n_ctx": 3}, r"train/ctx: the file has \(2, 128\), the method needs \(3, 128\)"),
+        ({"n_ctx": 2, "csc": True}, r"train/ctx: the file has \(2, 128\), the method needs \(3, 2, 128\)"),
+    ],
+)
+def test_hyper_parameters_of_a_checkpoint_are_bounded(tmp_path, hyper, problem):
+    exported(tmp_path / "c", "coop", hyper=hyper)
+    with pytest.raises(UserError, match=problem):
+        predict.Classifier(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "problem"),
+    [
+        ("vpt", {"depth": -1}, "depth of vpt: expected a whole number"),
+        ("coop+ensemble", {"coop": [1]}, "hyper-parameters of coop: expected"),
+        (
+            "coop+ensemble",
+            {"coop": {"n_ctx": 2}, "ensemble": {"beta": "x"}},
+            "beta of ensemble: expected a finite number",
+        ),
+        ("clip_lora", {"dropout": float("nan")}, "dropout of clip_lora: expected a finite number"),
+        ("tip_adapter", {"search_step": [10**40, 3]}, "search_step of tip_adapter: expected a text"),
+    ],
+)
+def test_hyper_parameters_are_of_the_kind_of_their_defaults(name, hyper, problem):
+    with pytest.raises(UserError, match=problem):
+        method.make(name, **hyper)
+
+
+def rewritten(folder, change):
+    """Change the arrays of tuned.safetensors."""
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(folder / "tuned.safetensors")
+    save_file(change(arrays), folder / "tuned.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda a: {"train/ctx": a["train/ctx"][:1]}, "train/ctx: the file has .1, 128., the method needs .2, 128."),
+        (lambda a: {"train/ctx": a["train/ctx"].astype(np.int32)}, "train/ctx: the file has .2, 128. int32"),
+        (lambda a: {}, "train/ctx: the file has nothing"),
+        (lambda a: a | {"train/more": a["train/ctx"]}, "train/more: .* the method needs nothing"),
+        (lambda a: a | {"fixed/more": a["train/ctx"]}, "fixed/more: .* the method needs nothing"),
+        (lambda a: {"train/ctx/inner": a["train/ctx"]}, "train/ctx/inner"),
+        (lambda a: {"train/ctx": a["train/ctx"] * np.nan}, "'train/ctx' has numbers that are not finite"),
+        (lambda a: {"train/ctx": np.full_like(a["train/ctx"], 3e38)}, "logits that are not finite"),
+    ],
+)
+def test_arrays_that_are_not_the_methods_give_no_probabilities(tmp_path, pictures, change, problem):
+    exported(tmp_path / "c", "coop")
+    rewritten(tmp_path / "c", change)
+    with pytest.raises(UserError, match=problem):
+        predict.Classifier(tmp_path / "c")(pictures[:1])
+
+
+def test_labels_of_a_cache_are_classes(tmp_path):
+    m, loaded = method.make("tip_adapter"), tiny()
+    task = method.Task(CLASSES, ("a photo of a {}.",), ("a photo of a {}.",), loaded.tokenizer)
+    support = {"features": jnp.ones((5, 128)), "label": jnp.array([0, 1, 2, 2, 3])}
+    v = m.init(jax.random.key(0), loaded.model, m.setup(loaded.model, task), support)
+    of = {"method": "tip_adapter", "hyper": {}, "backbone": loaded.digest, "classes": list(CLASSES)}
+    checkpoint.export(tmp_path / "c", jax.tree.map(np.asarray, v), of | {"model": "tiny_clip"})
+    with pytest.raises(UserError, match="'fixed/label' numbers classes beyond the 3"):
+        predict.Classifier(tmp_path / "c")
+    rewritten(tmp_path / "c", lambda a: a | {"fixed/label": np.array([0, 1, 2, 2], np.int32)})
+    with pytest.raises(UserError, match="does not fit the method"):
+        predict.Classifier(tmp_path / "c")
+
+
+def test_the_config_above_a_checkpoint_is_checked_or_of_something_else(tmp_path):
+    folder, config = tmp_path / "coop-few_shot/seed_1", tmp_path / "config.json"
+    exported(folder, "coop")
+    for content, problem in {
+        '{"model": {"name": 3}}': "config.json: 'model' is 3; expected a text",
+        '{"model": {"name": "tiny_clip", "truncate": "no"}}': "config.json: 'truncate' is 'no'",
+        '{"model"': "config.json: no valid json",
+    }.items():
+        config.write_text(content)
+        with pytest.raises(UserError, match=problem):
+            predict.Classifier(folder)
+    config.write_text('{"architectures": ["CLIPModel"]}')
+    predict.Classifier(folder)
+
+
+# -------------------------------------------------------------------- what is asked
+def test_texts_that_are_cut_are_cut_again(tmp_path, pictures):
+    long = "green " + "and many more words " * 12
+    exported(tmp_path / "c", "clip_adapter", classes=["red", long])
+    with pytest.raises(UserError, match="text too long"):
+        predict.Classifier(tmp_path / "c")
+    note(tmp_path / "c", truncate=True)
+    (row,) = run("--checkpoint", tmp_path / "c", "--image", pictures[0])
+    assert set(row["classes"]) == {"red", long}
+
+
+def test_names_of_classes():
+    assert predict.class_names("") == []
+    assert predict.class_names('"cat, domestic",dog') == ["cat, domestic", "dog"]
+    assert predict.class_names(' red   circle ,  "a ""b""" , ') == ["red circle", 'a "b"']
+    assert predict.class_names('5" disk,dog') == ['5" disk', "dog"]
+    assert predict.class_names("a b", learnt=("a  b",)) == ["a  b"]
+    for text in (",", " , ", '"cat, dog', '"cat" x,dog'):
+        with pytest.raises(UserError, match="--classes"):
+            predict.class_names(text)
+
+
+def test_names_of_classes_in_a_file(tmp_path, pictures):
+    (tmp_path / "names.txt").write_bytes("\ufeffcat, domestic\r\n\r\n  red   circle \n".encode())
+    for text in (str(tmp_path / "names.txt"), f"@{tmp_path / 'names.txt'}"):
+        assert predict.class_names(text) == ["cat, domestic", "red circle"]
+    exported(tmp_path / "c", "coop")
+    (row,) = run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--classes", tmp_path / "names.txt")
+    assert set(row["classes"]) == {"cat, domestic", "red circle"}
+    (tmp_path / "empty.txt").write_text("\n")
+    for text, problem in (
+        (f"@{tmp_path / 'none.txt'}", "no such file"),
+        (str(tmp_path / "empty.txt"), "no name in it"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            predict.class_names(text)
+    with pytest.raises(UserError, match="'cat' is named twice"):
+        run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--classes", "cat,dog, cat")
+
+
+def test_images_of_folders_and_tables(tmp_path, pictures, monkeypatch):
+    (tmp_path / "all/inner").mkdir(parents=True)
+    Image.open(pictures[0]).save(tmp_path / "all/inner/b.png")
+    Image.open(pictures[1]).save(tmp_path / "all/a.JPG", format="JPEG")
+    (tmp_path / "all/notes.txt").write_text("x")
+    (tmp_path / "all/.hidden.png").write_bytes(b"x")
+    (tmp_path / "t.csv").write_text('label,path\n"a, b",all/a.JPG\n,all/inner/b.png\n')
+    a, b = str(tmp_path / "all/a.JPG"), str(tmp_path / "all/inner/b.png")
+    assert predict.list_files([str(tmp_path / "all"), pictures[2]]) == [a, b, pictures[2]]
+    assert predict.list_files([str(tmp_path / "t.csv")]) == [a, b]
+    exported(tmp_path / "c", "coop")
+    rows = run("--checkpoint", tmp_path / "c", "--image", tmp_path / "all", tmp_path / "t.csv")
+    assert [row["image"] for row in rows] == [a, b, a, b] and rows[0] == rows[2]
+    (tmp_path / "none").mkdir()
+    for content, problem in {b"": "not such a table", b"x,y\n1,2\n": "not such a table", b"path\n": "no rows",
+                             b"path,x\n,1\n": "a row without a path", b"\xff": "not UTF-8"}.items():  # fmt: skip
+        (tmp_path / "t.csv").write_bytes(content)
+        with pytest.raises(UserError, match=problem):
+            predict.list_files([str(tmp_path / "t.csv")])
+    with pytest.raises(UserError, match="a folder without images"):
+        predict.list_files([str(tmp_path / "none")])
+
+
+def test_files_are_looked_for_before_a_model_is_loaded(tmp_path, pictures, monkeypatch):
+    exported(tmp_path / "c", "coop")
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    for images in (("none.png",), ("none.png", "gone.png"), (str(tmp_path / "none"),)):
+        with pytest.raises(UserError, match="no such image file"):
+            run("--checkpoint", tmp_path / "c", "--image", *images)
+    (tmp_path / "in.jsonl").write_text('{"image": "none.png"}\n')
+    with pytest.raises(UserError, match="no such image file"):
+        run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
+    (tmp_path / "in.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="no line in it"):
+        run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
+    with pytest.raises(UserError, match="--batch 0"):
+        run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--batch", 0)
+    note(tmp_path / "c", method=None)
+    with pytest.raises(UserError, match="tuned.json: 'method' is None"):
+        run("--checkpoint", tmp_path / "c", "--image", pictures[0])
+
+
+def test_the_status_says_whether_any_image_could_be_read(tmp_path, pictures, capsys):
+    exported(tmp_path / "c", "coop")
+    (tmp_path / "bad.png").write_bytes(b"")
+    words = ["--checkpoint", str(tmp_path / "c"), "--image", str(tmp_path / "bad.png")]
+    assert predict.main(words) == 2
+    out, err = capsys.readouterr()
+    assert "bad.png: cannot be read: the file is empty" in out and "no image could be read" in err
+    assert predict.main([*words, pictures[0]]) == 0
+
+
+def test_what_a_classifier_takes(tmp_path, pictures):
+    exported(tmp_path / "c", "coop")
+    model = predict.Classifier(tmp_path / "c")
+    p, bad = model([])
+    assert p.shape == (0, 3) and p.dtype == np.float32 and bad == []
+    assert model.outputs([], ("logits",))[0]["logits"].shape == (0, 3)
+    expected, _ = model(pictures)
+    array = np.asarray(Image.open(pictures[0]).convert("RGB"))
+    for one in (pictures[0], tmp_path / "p0.png", array, Image.open(pictures[0])):
+        p, bad = model(one)
+        assert p.shape == (1, 3) and not bad
+        np.testing.assert_allclose(p, expected[:1], atol=1e-5)
+    mixed = [pictures[0], tmp_path / "p1.png", np.asarray(Image.open(pictures[2]).convert("RGB"))]
+    np.testing.assert_allclose(model(mixed)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(model(np.stack([array, array]))[0], expected[[0, 0]], atol=1e-5)
+    p, (bad,) = model([pictures[0], np.zeros((4, 4), np.float32)])
+    assert bad.index == 1 and bad.name == "image 1" and np.isnan(p[1]).all() and "uint8" in bad.reason
+    assert predict.Classifier(tmp_path / "c", "cat").classes == ("cat",)
 
 
 @pytest.fixture

@@ -170,6 +170,8 @@ def official(name, root):
                 image(images / folder / f"im_{i}.jpg")
             lines(images / folder / ".DS_Store", ["hidden, so no image"])
         image(images / ".cache/x.jpg")
+        image(images / "@eaDir/x.jpg")
+        lines(images / next(iter(CLASSES[name])) / "Thumbs.db", ["of Windows"])
         if name == "caltech101":
             image(images / "BACKGROUND_Google/x.jpg")
     elif name == "oxford_pets":
@@ -359,7 +361,7 @@ def test_split_file_may_be_named_and_may_be_wrong(tmp_path):
     config = {"name": "eurosat", "root": tmp_path, "split_file": "mine.json"}
     assert list(task.load(config, tmp_path).train.names) == ["Forest/im_0.jpg", "SeaLake/im_0.jpg"]
     (home / "mine.json").write_text("<html>")
-    with pytest.raises(UserError, match="mine.json is no split file .*downloaded as a web page"):
+    with pytest.raises(UserError, match="mine.json is no split file: .*downloaded as a web page"):
         task.load(config, tmp_path)
     (home / "mine.json").write_text(json.dumps(items | {"test": [["SeaLake/im_1.jpg", 5, "sea"]]}))
     with pytest.raises(UserError, match="in test, SeaLake/im_1.jpg has label 5"):
@@ -373,6 +375,63 @@ def test_split_file_may_be_named_and_may_be_wrong(tmp_path):
     official("fgvc_aircraft", tmp_path)
     with pytest.raises(UserError, match="fgvc_aircraft has no split file"):
         task.load(config | {"name": "fgvc_aircraft"}, tmp_path)
+
+
+def test_an_image_twice_in_a_split_file(tmp_path):
+    home = official("eurosat", tmp_path)
+    (home / "2750/Forest/link.jpg").symlink_to("im_0.jpg")
+    items = {"train": [["Forest/im_0.jpg", 0, "Forest"], ["SeaLake/im_0.jpg", 1, "Sea or Lake"]], "val": []}
+    items["test"] = [["Forest/link.jpg", 0, "Forest"]]
+    (home / "split_zhou_EuroSAT.json").write_text(json.dumps(items))
+    config = {"name": "eurosat", "root": tmp_path}
+    got = task.load(config, tmp_path)
+    assert len(got.train.labels) == 2 and len(got.test.labels) == 1, "the official file stays as published"
+    assert any("lists 1 images more than once" in n and "'Forest' in train and 'Forest' in" in n for n in got.notes)
+    named = config | {"split_file": "split_zhou_EuroSAT.json"}
+    with pytest.raises(UserError, match=r"test\[0\]: Forest/link.jpg .the same file as Forest/im_0.jpg.* train\[0\]"):
+        task.load(named, tmp_path)
+    items |= {"train": [*items["train"], ["./Forest/im_0.jpg", 0, "Forest"]], "test": []}
+    (home / "split_zhou_EuroSAT.json").write_text(json.dumps(items))
+    got = task.load(named, tmp_path)
+    assert list(got.train.names) == ["Forest/im_0.jpg", "SeaLake/im_0.jpg"]
+    assert any("lists 1 images more than once; each counts once" in n for n in got.notes)
+
+
+def test_missing_images_are_left_out_and_counted(tmp_path):
+    home = official("dtd", tmp_path)
+    task.load({"name": "dtd", "root": tmp_path}, tmp_path / "work")
+    (tmp_path / "work/split_dtd.json").rename(home / "split_zhou_DescribableTextures.json")
+    (home / "images/banded/im_3.jpg").unlink()
+    got = task.load({"name": "dtd", "root": tmp_path, "bad_images": "skip"}, tmp_path)
+    assert sum(len(s.labels) for s in (got.train, got.val, got.test)) == 19
+    assert any("left out: 1 of 20 image files are not under" in n and "banded/im_3.jpg" in n for n in got.notes)
+
+
+@pytest.mark.parametrize("label", [10**12, -1, True, 0.0, "0", None])
+def test_labels_of_a_split_file_are_numbers_from_0_on(tmp_path, label):
+    home = official("eurosat", tmp_path)
+    items = {"train": [["Forest/im_0.jpg", label, "Forest"], ["SeaLake/im_0.jpg", 1, "Sea"]], "val": [], "test": []}
+    (home / "split_zhou_EuroSAT.json").write_text(json.dumps(items))
+    with pytest.raises(UserError, match="labels of the training images must be|is no split file"):
+        task.load({"name": "eurosat", "root": tmp_path}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("oxford_flowers", "imagelabels.mat", b"MATLAB 5.0 but cut"),
+        ("oxford_flowers", "cat_to_name.json", b'["pink primrose"]'),
+        ("oxford_flowers", "cat_to_name.json", b'{"1": "pink'),
+        ("stanford_cars", "devkit/cars_meta.mat", b""),
+        ("oxford_pets", "annotations/trainval.txt", b"\xff\xfe"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", b"one 1"),
+    ],
+)
+def test_damaged_official_lists(tmp_path, name, file, content):
+    home = official(name, tmp_path)
+    (home / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{re.escape(str(home))}"):
+        task.load({"name": name, "root": tmp_path}, tmp_path)
 
 
 def test_broken_official_list(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vlmx import charts, report
+from vlmx import charts, evaluate, report
+from vlmx.data import protocols
 from vlmx.errors import UserError
 from vlmx.metrics import accuracy
 
@@ -301,10 +302,10 @@ def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match="results.json does not exist: give the --workdir"):
         report.write(tmp_path)
     (tmp_path / "results.json").write_text('{"runs": [')
-    with pytest.raises(UserError, match="not whole JSON .*run the command again"):
+    with pytest.raises(UserError, match="no valid json .*run the command again"):
         report.write(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(UserError, match="holds a list"):
+    with pytest.raises(UserError, match="results.json: a list, not an object"):
         report.write(tmp_path)
 
 
@@ -315,3 +316,157 @@ def test_the_command(tmp_path, results, capsys):
     )
     assert report.main([]) == 2 and report.main([str(tmp_path / "no")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what is said is true
+def same_draws(one, least=15, most=15, different=1):
+    one["draws"] = {"least": least, "most": most, "different": different}
+    return one
+
+
+def page_text(page):
+    body = re.sub(r"<style.*?</style>", "", page, flags=re.S)
+    return " ".join(re.sub(r"<[^>]*>", " ", body).split())
+
+
+def test_classes_with_fewer_images_and_seeds_that_draw_the_same(tmp_path, results):
+    for one in results["runs"][1:]:
+        same_draws(one)
+    text = page_text(write(tmp_path, results))
+    assert "15 labelled images of each class, for not every class has 16; the same for every seed (1, 2, 3)" in text
+    assert "since no class has more (few-shot, 16 shots; base-to-new, 16 shots)" in text
+    assert "83.0 ± 0.6" not in text and "83.0 [68.6, 91.6]" in text  # Wilson's of 83 % of 40 images
+    lines = report.table(results).splitlines()
+    assert "83.0 [68.6, 91.6]" in lines[3] and "+-" not in lines[3] and report.tables.SAME_DRAWS in lines
+
+
+def test_what_was_drawn(results):
+    coop = results["runs"][1]
+    assert report.drawn({"runs": [coop]}) == [
+        "at most 16 labelled images of each class; drawn with seeds 1, 2, 3 (few-shot, 16 shots)"
+    ]
+    assert report.drawn({"runs": [same_draws(coop, 3, 16, 3)]}) == [
+        "3 to 16 labelled images of a class, for not every class has 16; drawn with seeds 1, 2, 3 (few-shot, 16 shots)"
+    ]
+    one = same_draws(coop | {"shots": 1}, 1, 1, 3)
+    assert report.drawn({"runs": [one]}) == [
+        "1 labelled image of each class; drawn with seeds 1, 2, 3 (few-shot, 1 shots)"
+    ]
+    everything = same_draws(coop | {"shots": -1}, 7, 9, 1)
+    assert report.drawn({"runs": [everything]}) == [
+        "7 to 9 labelled images of a class; all that there are (few-shot, all shots)"
+    ]
+    assert report.drawn({"runs": [coop | {"shots": 0}]}) == []
+
+
+def test_all_images_are_not_called_minus_one(tmp_path, results):
+    for one in results["runs"]:
+        one["shots"] = -1
+    text = page_text(write(tmp_path, results))
+    assert "-1" not in text and "all" in report.table(results).splitlines()[3].split()
+
+
+def test_the_draws_of_a_run_are_counted():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    draw = lambda seed, *rows: protocols.Draw(2, seed, np.array(rows), np.array([], int))
+    draws = [draw(1, 0, 1, 3, 4, 5), draw(2, 1, 0, 4, 3, 5)]
+    assert evaluate.count_drawn(draws, labels, (0, 1, 2)) == {"least": 1, "most": 2, "different": 1}
+    assert evaluate.count_drawn([*draws, draw(3, 0, 2, 3, 4)], labels, (0, 1)) == {
+        "least": 2,
+        "most": 2,
+        "different": 2,
+    }
+
+
+def test_wilsons_interval():
+    assert accuracy.wilson(50, 100) == pytest.approx((40.383, 59.617), abs=1e-3)
+    assert accuracy.wilson(100, 10) == pytest.approx((72.246, 100), abs=1e-3)
+    assert accuracy.wilson(0, 1) == pytest.approx((0, 79.346), abs=1e-3)
+    assert accuracy.wilson_error(100, 10) > 5
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"),
+    [
+        ({"a": (80, 1), "b": (78, 1)}, {"a"}),
+        ({"a": (80, 2), "b": (78, 1)}, set()),
+        ({"a": (80, 0), "b": (80, 0)}, set()),
+        ({"a": (80, None), "b": (70, 1)}, set()),
+        ({"a": (80, 1), "b": (None, None)}, set()),
+        ({"a": (80, 1)}, set()),
+        ({"a": (80, 1), "b": (float("nan"), 1), "c": (70, 1)}, {"a"}),
+        ({"a": (80, 1), "b": (79.5, 1), "c": (70, 1)}, set()),
+        ({}, set()),
+    ],
+)
+def test_a_value_is_best_where_the_difference_exceeds_its_error(figures, best):
+    assert report.tables.best_of({k: {"mean": mean, "error": error} for k, (mean, error) in figures.items()}) == best
+
+
+def test_two_methods_within_their_errors_have_no_best(tmp_path, results):
+    results["runs"] = [
+        run("coop", "few_shot", [(82.0, 79), (83, 80), (84, 81)]),
+        run("vpt", "few_shot", [(82.5, 79), (83.5, 80), (84.5, 81)]),
+    ]
+    assert 'class="best"' not in write(tmp_path, results)
+    results["runs"][1] = run("vpt", "few_shot", [(72.5, 79), (73.5, 80), (74.5, 81)])
+    assert 'class="best">83.0' in write(tmp_path, results)
+
+
+def test_one_seed_is_compared_by_the_error_over_test_images(tmp_path, results):
+    for values, best in (((90.0, 50.0), True), ((90.0, 88.0), False)):
+        results["runs"] = [run(name, "few_shot", [(v, v)]) for name, v in zip(("coop", "vpt"), values)]
+        assert ('class="best">90.0' in write(tmp_path, results)) == best
+
+
+def test_the_order_of_protocols_decides_whose_parameters_are_named_first(tmp_path, results):
+    results["runs"] = [results["runs"][2] | {"trained_params": 512}, results["runs"][1]]
+    text = page_text(write(tmp_path, results))
+    assert "512 / 8,192" in text and "Two numbers of trained parameters: base-to-new / few-shot." in text
+
+
+def test_matrices_and_mistakes_name_their_seeds(tmp_path, results):
+    for seed in results["runs"][1]["seeds"][1:]:
+        del seed["confusion"]  # as of many classes
+    text = page_text(write(tmp_path, results))
+    assert "coop · all classes · seed 1 " in text and "coop · base classes · seeds 1, 2, 3" in text
+    assert "coop · all classes · seed 1" in text.partition("What it got wrong")[2]
+
+
+def test_images_that_are_left_out_are_said(tmp_path, results):
+    results["dataset"]["unreadable"] = 2
+    assert "left out, for they cannot be read: 2 images" in report.table(results)
+    assert "2 images, of all splits, could not" in page_text(write(tmp_path, results))
+
+
+def test_figures_that_are_no_numbers_are_dashes(tmp_path, results):
+    nan = float("nan")
+    results["runs"][2]["summary"] = {k: {"mean": nan, "stderr": nan, "n": 0} for k in ("base", "new", "hm")}
+    page, text = write(tmp_path, results), report.table(results)
+    assert "nan" not in page_text(page).lower().replace("finance", "") and "nan" not in text and "–" in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"runs": 5}',
+        '{"runs": [5]}',
+        '{"runs": [{"protocol": "few_shot", "seeds": "x"}]}',
+        '{"cells": 5}',
+        '{"cells": [{}]}',
+        '{"family": "vl"}',
+        '{"family": "vl", "tasks": [], "runs": [{}]}',
+        '{"runs": [{"method": "a", "protocol": "few_shot", "shots": [1], "seeds": []}]}',
+        '{"runs": [{"protocol": "few_shot", "seeds": [{"confusion": {"all": [[1], [2, 3]]}, "metrics": {}}]}]}',
+        '{"mistakes": [5]}',
+        '{"seconds": "long"}',
+        '{"model": [1]}',
+        "\x00",
+        "[" * 100_000,
+    ],
+)
+def test_results_that_no_run_writes_end_in_a_sentence(tmp_path, content, capsys):
+    (tmp_path / "results.json").write_text(content)
+    assert report.main([str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "results.json: " in err and "Traceback" not in err and "run the command again to write it" in err

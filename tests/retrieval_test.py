@@ -31,8 +31,9 @@ def test_golden_tip_adapter(golden):
     h, left = case["hyperparameters"], {n for n in t if not n.startswith("in/")}
 
     def held(got, name, tol=FORWARD):
-        left.remove(name)
-        assert_close(got, t[name], tol, name)
+        if name in t:
+            left.remove(name)
+            assert_close(got, t[name], tol, name)
 
     hyper = {"alpha": float(h["init_alpha"]), "beta": float(h["init_beta"]), "scale": 100.0}
     hyper |= {"search_scale": tuple(h["search_scale"]), "search_step": tuple(h["search_step"])}
@@ -81,6 +82,10 @@ def test_golden_tip_adapter(golden):
     held(np.asarray(numbers), "out/accuracies")
 
     # ---- trained
+    if "tipf" not in h:
+        assert not left, f"nothing was compared with {sorted(left)}"
+        return
+
     @jax.jit
     def step(keys, batch):
         def objective(keys):
@@ -107,7 +112,7 @@ def test_golden_tip_adapter(golden):
             losses.append(loss)
         return jnp.stack(kept), jnp.stack(losses)
 
-    kept, losses = trained(optax.sgd(0.002), [batches[0]] * 3)
+    kept, losses = trained(optax.sgd(0.002), [batches[0]] * len(t.get("sgd3/losses", range(3))))
     held(kept[-1], "sgd3/cache_keys_t")
     held(losses, "sgd3/losses")
     o, batches = h["tipf"], batches * h["tipf"]["epochs"]

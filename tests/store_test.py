@@ -1,7 +1,9 @@
 """The feature store: what is encoded again and what is not, kills, corruption, several writers, its limit, views."""
 
 import dataclasses
+import hashlib
 import importlib
+import io
 import json
 import os
 import random
@@ -218,6 +220,82 @@ def test_a_corrupt_file_is_found_said_and_rebuilt(encode, tmp_path, file, how):
     assert n == 6 and (after == before).all()
     assert (file, how) == ("segment.json", "gone") or "is corrupt (" in said and "dropped" in said
     assert encode(objects(6))[1] == 0 and len(segments(tmp_path / "store")) == 1
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
+def hostile_arrays():
+    """name -> (file, bytes) that `add` never writes."""
+
+    def saved(array, **options):
+        content = io.BytesIO()
+        np.save(content, array, **options)
+        return content.getvalue()
+
+    rows, ids = np.zeros((6, 16, 3), np.float32), np.zeros((6, 16), np.uint8)
+    header = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
+    yield "pickle", ("features.npy", saved(np.array([Bomb()] * 6), allow_pickle=True))
+    yield "pickle of ids", ("ids.npy", saved(np.array([Bomb()] * 6), allow_pickle=True))
+    yield "huge", ("features.npy", (header % b"6, 16, 1000000000000").ljust(128))
+    yield "overflow", ("features.npy", (header % b"6, 16, 99999999999999999999999").ljust(128))
+    yield "negative", ("features.npy", (header % b"-6, 16, 3").ljust(128))
+    yield "brackets", ("features.npy", (b"\x93NUMPY\x01\x00\x00\x20" + b"[" * 0x2000))
+    yield "float64", ("features.npy", saved(rows.astype(np.float64)))
+    yield "other byte order", ("features.npy", saved(rows.astype(">f4")))
+    yield "complex", ("features.npy", saved(rows.astype(np.complex64)))
+    yield "NaN", ("features.npy", saved(rows * np.nan))
+    yield "infinite", ("features.npy", saved(rows + np.inf))
+    yield "fewer rows", ("features.npy", saved(rows[:5]))
+    yield "zip", ("features.npy", b"PK\x03\x04")
+    yield "empty", ("features.npy", b"")
+    yield "narrow ids", ("ids.npy", saved(ids[:, :8]))
+    yield "float ids", ("ids.npy", saved(ids.astype(np.float32)))
+    yield "no ids", ("ids.npy", saved(ids[:0]))
+    yield "scalar", ("ids.npy", saved(np.uint8(3)))
+
+
+@pytest.mark.parametrize("file, content", [pytest.param(*case, id=name) for name, case in hostile_arrays()])
+def test_a_hostile_file_with_its_checksum_is_encoded_again(encode, tmp_path, file, content):
+    before, _, _ = encode(objects(6))
+    (segment,) = segments(tmp_path / "store")
+    (segment / file).write_bytes(content)
+    about = json.loads((segment / "segment.json").read_text())
+    about["sha256"][file] = hashlib.sha256(content).hexdigest()
+    (segment / "segment.json").write_text(json.dumps(about))
+    after, n, said = encode(objects(6))
+    assert n == 6 and (after == before).all() and "is corrupt (" in said
+
+
+@pytest.mark.parametrize("file", ["features.npy", "ids.npy", "segment.json"])
+@pytest.mark.parametrize("what", ["fifo", "folder", "device", "brackets"])
+def test_what_is_no_regular_file_is_not_waited_for(encode, tmp_path, file, what):
+    before, _, _ = encode(objects(6))
+    (segment,) = segments(tmp_path / "store")
+    (segment / file).unlink()
+    make = {
+        "fifo": os.mkfifo,
+        "folder": os.mkdir,
+        "device": lambda path: path.symlink_to("/dev/zero"),
+        "brackets": lambda path: path.write_text("[" * 100_000),
+    }[what]
+    make(segment / file)
+    after, n, _ = encode(objects(6))
+    assert n == 6 and (after == before).all()
+
+
+def test_features_that_are_not_finite_end_the_run_and_are_not_stored(encode, tmp_path):
+    split = pictures(tmp_path / "images")
+    with pytest.raises(UserError, match=r"features of 2 of 6 images are not finite, of 4.bmp for instance: a weight"):
+        encode(split, of=not_finite)
+    assert not segments(tmp_path / "store")
+
+
+def not_finite(model, images):
+    """Rows that are not finite for the brightest images."""
+    return jax.numpy.where(images[:, :1, 0, 0] > 100, jax.numpy.nan, images[:, :1, 0, 0].astype("float32"))
 
 
 def test_what_is_being_written_is_not_seen_and_cleaned_away_when_it_is_old(encode, tmp_path):

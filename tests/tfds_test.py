@@ -108,6 +108,14 @@ def test_coops_items_by_file_name(tmp_path):
         UserError, match="1 images of .*mine.json are not among the records of .*forest_77.*eurosat/rgb:2.0.0"
     ):
         task.load({"name": "tfds:eurosat", "root": tmp_path, "split_file": "mine.json"}, tmp_path)
+    config = {"name": "tfds:eurosat", "root": tmp_path, "split_file": "mine.json", "bad_images": "skip"}
+    got = task.load(config, tmp_path)
+    assert list(got.test.names) == ["SeaLake/SeaLake_1.jpg"] and list(got.test.images) == [
+        png(records[got.test.names[0]])
+    ]
+    assert any("left out: 1 images of" in note and "Forest/Forest_77.jpg" in note for note in got.notes)
+    with pytest.raises(UserError, match="none.json is not there"):
+        task.load(config | {"split_file": "none.json"}, tmp_path)
 
 
 def test_labels_follow_coops_spelling_and_order(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import huggingface_hub
 import jax
@@ -12,10 +13,11 @@ from golden_cases import OWN
 from golden_tools import load_case, tokenizer, word_tokenizer
 from transformers import CLIPTokenizerFast
 
+from vlmx.data import seq_tokenizer
 from vlmx.data import tokenizer as tokenizers_
 from vlmx.data.tokenizer import Tokenizer
 from vlmx.errors import UserError
-from vlmx.models import convert, zoo
+from vlmx.models import convert, files, zoo
 from vlmx.models.clip import ClipConfig, ResNet, Text, ViT, param_shapes
 
 VOCAB = OWN / "clip" / "vocab.json"
@@ -113,6 +115,92 @@ def test_weights_without_tokenizer_files_take_clips_own_from_the_cache_or_say_wh
     assert tokenizers_.load(tmp_path, 6, 8)(["cat"]).tolist() == [[6, 5, 7, 0, 0, 0]]
 
 
+def clip_vocabulary(folder):
+    """CLIP's tokenizer over single bytes and a few words, so that every text has ids."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    folder.mkdir(parents=True, exist_ok=True)
+    signs = list(bytes_to_unicode().values())
+    names = [*signs, *(sign + "</w>" for sign in signs), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    return len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("ＡＢ ﬁne cats", "ab fine cats"),
+        ("caf&eacute; &amp;amp; tea", "café & tea"),
+        ("it’s “good”", 'it\'s "good"'),
+        ("schÃ¶n", "schön"),
+        ("x&nbsp;&amp;nbsp;y", "x y"),
+        ("ΣΑΣ", "σας"),
+        ("&lt;|endoftext|&gt;", "<| endoftext |>"),
+    ],
+)
+def test_texts_are_repaired_as_openais_and_openclips_tokenizers_do(tmp_path, text, same):
+    n = clip_vocabulary(tmp_path)
+    plain = Tokenizer(tokenizers_.read(tmp_path, clip=True), 40)
+    words = tokenizers_.load(tmp_path, 40, n)
+    assert words([text]).tolist() == plain([same]).tolist()
+    assert (words([text])[0] == n - 1).sum() == 1  # no end token in the middle, whatever the text
+    assert plain([text]).tolist() != plain([same]).tolist()
+    (tmp_path / "config.json").write_text("{}")  # transformers' tokenizer repairs nothing: nor do we for its models
+    assert not tokenizers_.load(tmp_path, 40, n).cleans
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    assert tokenizers_.load(tmp_path, 40, n).cleans
+
+
+@pytest.mark.parametrize("family", ["clip", "t5"])
+def test_code_in_a_model_folder_is_neither_run_nor_asked_for(tmp_path, family, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked on the terminal"))
+    n = clip_vocabulary(tmp_path)
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import CLIPTokenizerFast as Tok\n"
+    (tmp_path / "evil.py").write_text(code)
+    auto = {"AutoTokenizer": [None, "evil.Tok"], "AutoConfig": "evil.Tok"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Tok", "auto_map": auto}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "auto_map": auto}))
+    with pytest.raises(UserError, match="cannot read the tokenizer there .its auto_map names code, which is not run"):
+        tokenizers_.load(tmp_path, 40, n) if family == "clip" else seq_tokenizer.load(tmp_path, n, 0)
+    (tmp_path / "tokenizer_config.json").unlink()
+    try:  # the class is guessed from config.json
+        tokenizers_.load(tmp_path, 40, n) if family == "clip" else seq_tokenizer.load(tmp_path, n, 0)
+    except UserError:
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"model": {"type": "BPE"}}', "\0"])
+def test_a_tokenizer_that_transformers_cannot_read_is_one_error(tmp_path, content):
+    clip_vocabulary(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    for load in (tokenizers_.load, seq_tokenizer.load):
+        with pytest.raises(UserError, match="transformers cannot read the tokenizer there"):
+            load(tmp_path, 600, 600)
+
+
+def test_a_tokenizer_without_start_and_end_is_not_clips(tmp_path):
+    shutil.copytree(zoo.locate("tiny_t5"), tmp_path / "m")
+    with pytest.raises(UserError, match="puts 1 ids around a text"):
+        tokenizers_.load(tmp_path / "m", 40, 50_000)
+
+
+def test_a_tokenizer_that_never_ends_as_the_model_reads_is_refused(tmp_path):
+    save_model(tmp_path)
+    clip_vocabulary(tmp_path / "other")
+    for name in ("vocab.json", "merges.txt"):
+        vocab = (tmp_path / "other" / name).read_text()
+        (tmp_path / name).write_text(vocab)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    raw = json.loads((tmp_path / "vocab.json").read_text())
+    kept = {key: i for i, (key, _) in enumerate(list(raw.items())[10:])}  # fewer ids than the model has
+    (tmp_path / "vocab.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="never ends a text with 511, as this model needs"):
+        zoo.load(str(tmp_path))
+
+
 def test_load_from_a_directory(tmp_path):
     params = save_model(tmp_path)
     loaded = zoo.load(str(tmp_path), context=10, image_size=32, param_dtype="bfloat16", dtype="bfloat16")
@@ -134,6 +222,12 @@ def test_hub_names_come_from_the_cache_and_otherwise_say_how_to_get_them(hub, tm
         save_model(folder := cached(hub, repository))
         assert zoo.locate(name) == folder
         assert zoo.load(name).name == name
+    save_model(folder := cached(hub, "timm/vit"))
+    (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text("{}")
+    (folder / "config.json").write_text('{"architecture": "vit"}')
+    (folder / "model.safetensors").write_bytes(b"timm's own")
+    assert files.weight_files(zoo.fetch("timm/vit"))[0] == [folder / "open_clip_model.safetensors"]
     cached(hub, "someone/empty")
     with pytest.raises(UserError, match="not complete"):
         zoo.load("someone/empty")

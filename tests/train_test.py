@@ -4,6 +4,8 @@ import functools
 import importlib
 import json
 import os
+import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from vlmx import checkpoint, fit, settings, train
+from vlmx import checkpoint, fit, logs, settings, train
 from vlmx.data import fewshot, pipeline
 from vlmx.errors import UserError
 from vlmx.methods import coop
@@ -107,6 +109,59 @@ def test_a_workdir_of_another_config_is_refused(finished):
     other.shots = 4
     with pytest.raises(UserError, match="another config:\n  shots: there 2, now 4"):
         train.run(other, workdir)
+
+
+DAMAGE = {
+    "empty": b"",
+    "cut": b'{"runs": [',
+    "binary": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "another kind": b'{"recipe": 3, "run": []}',
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "a folder"])
+@pytest.mark.parametrize("name", ["config.json", "results.json", "coop-few_shot/result.json", "metrics.jsonl"])
+def test_a_damaged_file_of_a_workdir_is_one_error_with_its_name(finished, tmp_path, name, damage):
+    c, workdir, _ = finished
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    (copy / name).unlink()
+    if damage == "a folder":
+        (copy / name).mkdir()
+    else:
+        (copy / name).write_bytes(DAMAGE[damage] + b"\n" * (name == "metrics.jsonl"))
+    with pytest.raises(UserError, match=f"{name}.*[Rr]emove") as error:
+        if name == "metrics.jsonl":
+            logs.read(copy)
+        elif "/" in name:
+            train.cell(
+                SimpleNamespace(config=c, workdir=copy),
+                "coop",
+                "few_shot",
+                settings.make(c, "coop", "few_shot"),
+                SimpleNamespace(draws=[]),
+            )
+        else:
+            train.run(c, copy)
+    assert "\n" not in str(error.value)
+
+
+def test_what_was_trained_with_another_optimizer_is_refused_although_the_config_is_lost(finished, tmp_path):
+    c, workdir, _ = finished
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    for name in ("config.json", "results.json"):
+        (copy / name).unlink()
+    other = c.copy_and_resolve_references()
+    other.recipe.coop.optimizer.lr = 0.5
+    message = (
+        "of another run:\n  recipe.optimizer.lr: the checkpoint has 0.002, this run asks for 0.5\nUse another --workdir"
+    )
+    with pytest.raises(UserError, match=message):  # of what is finished
+        train.run(other, copy)
+    (copy / "coop-few_shot/result.json").unlink()
+    (copy / "config.json").unlink()
+    with pytest.raises(UserError, match=message):  # of the checkpoint of its steps
+        train.run(other, copy)
 
 
 @pytest.fixture

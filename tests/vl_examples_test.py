@@ -70,5 +70,8 @@ def test_questions_and_answers_are_told_shortly():
     assert len(short) == 403 and short.endswith("what?") and " … " in short
     e = Example("", (), "", (("b", 0.3), ("a", 1.0), ("c", 0.6), ("d", 0.1)))
     assert vl_examples.right(e) == "a / c / b"
+    people = {"answers": ("bar", "pub", "bar", "inn", "shop", "inn")}  # where no answer is a target
+    assert vl_examples.right(Example("", (), "", (), people)) == "bar / inn / pub"
+    assert vl_examples.right(Example("", (), "", (), None)) == ""
     assert vl_examples.mosaic([]).size == (64, 64)
     assert vl_examples.mosaic([Image.new("RGB", (200, 100))] * 9).size == (228, 116)

@@ -135,21 +135,22 @@ def hyper(case):
         tasks = "single" if e["use_single_prompt"] else "multiple"
         lengths = {"length": e["prompt_len"], "decoder_length": d.get("prompt_len", 0)}
         return "prompt", {"tasks": tasks, "hidden": e["mid_dim"], **lengths}
-    norms = [n for n, key in (("pre", "before"), ("post", "after")) if c[f"add_layer_norm_{key}_adapter"]]
+    norms = [n for n, key in (("pre", "before"), ("post", "after")) if c.get(f"add_layer_norm_{key}_adapter")]
     h = {"reduction": c["reduction_factor"], "norms": tuple(norms)}
     if case["backbone"] == "t5":  # the reference means to train T5's norms too, but does not
         h["trains"] = (variant.VISUAL,)
     if "task_embedding_dim" in c:
         h |= {"embed": c["task_embedding_dim"], "middle": c["task_hidden_dim"], "q": c["projected_task_embedding_dim"]}
-        return "hyperformer", h | {"one_net": c["efficient_unique_hyper_net"]}
-    shared = "share_up" if c["share_up_sampler"] else "share_down" if c["share_down_sampler"] else None
-    h |= {"tasks": shared or ("single" if c["use_single_adapter"] else "multiple")}
-    h |= {"cross": case["add_adapter_cross_attn"]}
+        return "hyperformer", h | {"one_net": c.get("efficient_unique_hyper_net", False)}
+    shared = "share_up" if c.get("share_up_sampler") else "share_down" if c.get("share_down_sampler") else None
+    h |= {"tasks": shared or ("single" if c.get("use_single_adapter") else "multiple")}
+    h |= {"cross": case.get("add_adapter_cross_attn", True)}
     if "low_rank_rank" in c:
         return "low_rank_adapter", h | {"rank": c["low_rank_rank"]}
     if "hypercomplex_division" in c:
-        rule = "model" if c["shared_phm_rule"] else "tasks" if c["shared_phm_rule_over_tasks"] else "projection"
-        rank = c["phm_rank"] if c["factorized_phm"] else None
+        tasks = "tasks" if c.get("shared_phm_rule_over_tasks") else "projection"
+        rule = "model" if c.get("shared_phm_rule") else tasks
+        rank = c["phm_rank"] if c.get("factorized_phm") else None
         return "compacter", h | {"n": c["hypercomplex_division"], "rule": rule, "rank": rank}
     return "adapter", h
 
@@ -190,22 +191,30 @@ class Case(NamedTuple):
     def batch(self, task):
         """Inputs of a task, padded so that all tasks have one shape, with pairs of images; the answers' length.
 
-        Padding is itself under test: it must change nothing.
+        Padding is itself under test: it must change nothing. Shapes are those of the longest texts of the case, but no
+        shorter than most cases have, so that cases share programs.
         """
-        t = {k: jnp.asarray(self.tensors[f"in.{task}.{k}"]) for k in ("input_ids", "target_ids", "vis_feats", "boxes")}
-        score = self.tensors.get(f"in.{task}.scores")
-        labels = pad(t["target_ids"], 5, -100)
+        names = ("input_ids", "target_ids", "vis_feats", "boxes", "scores")
+        t = {k: jnp.asarray(self.tensors[n]) for k in names if (n := f"in.{task}.{k}") in self.tensors}
+        labels = pad(t["target_ids"], self.longest("target_ids", 5), -100)
         pair = t["vis_feats"].ndim == 4
         for k in ("vis_feats", "boxes") if not pair else ():
-            t[k] = jnp.stack([t[k], jnp.full_like(t[k], 3.0)], axis=1)
+            if k in t:
+                t[k] = jnp.stack([t[k], jnp.full_like(t[k], 3.0)], axis=1)
         return {
-            "ids": pad(t["input_ids"], 7, self.model.config.pad),
+            "ids": pad(t["input_ids"], self.longest("input_ids", 7), self.model.config.pad),
             "labels": labels,
-            "weight": multitask.token_weights(labels, score, by_token=task == "caption"),
+            "weight": multitask.token_weights(labels, t.get("scores"), by_token=task == "caption"),
             "features": t["vis_feats"],
-            "boxes": t["boxes"],
+            "boxes": t.get("boxes"),
             "real": jnp.tile(jnp.array([True, pair]), (len(labels), 1)),
         }, t["target_ids"].shape[1]
+
+    def longest(self, name, least):
+        """The length of the longest texts of the case's tasks, at least `least` where the model has room for it."""
+        c = self.model.config
+        room = c.positions if c.family == "bart" else least
+        return max(min(least, room), *(self.tensors[f"in.{task}.{name}"].shape[1] for task in self.case["tasks"]), 1)
 
 
 def pad(ids, length, value):
@@ -232,7 +241,7 @@ def read(folder):
     weights = load_file(folder / "model.safetensors")
     c = convert_seq.config_of(case["config"])
     seen = case["visual"]
-    visual = Visual(seen["feat_dim"], seen["n_boxes"], not seen["individual_vis_layer_norm"])
+    visual = Visual(seen["feat_dim"], seen["n_boxes"], not seen.get("individual_vis_layer_norm", True))
     c = c.__class__(**{**c.__dict__, "visual": visual})
     where = places(c, weights)
 

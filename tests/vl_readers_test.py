@@ -2,13 +2,18 @@
 
 import json
 import pickle
+import re
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 from golden_cases import load
+from ml_collections import ConfigDict
+from PIL import Image
 
-from vlmx.data import image_text, submission, video_text, vl_features, vqav2
+from vlmx.data import image_text, published, submission, video_text, vl_features, vqav2
 from vlmx.data.vl import Example
 from vlmx.errors import UserError
 
@@ -117,7 +122,9 @@ def test_vqa_in_karpathys_split(tmp_path):
     assert (e.images, e.text, e.targets) == (("COCO_train2014_000000000001",), "What is this?", (("net", 1.0),))
     assert e.about == {"answers": tuple(TEN), "question_type": "what", "answer_type": "other"}
     assert (task.prefix, task.length, task.target_length, task.loss, task.suffix) == ("vqa: ", 20, 10, "score", False)
-    assert image_text.load("vqa", tmp_path).train[0].targets == ()  # "net" is the answer to fewer than 9 questions
+    assert image_text.load("vqa", tmp_path).train[0].targets == (("net", 1.0),)  # so few questions are not VQAv2
+    with pytest.raises(UserError, match=r"none of the 3 training questions has a target.*least=9.*least\": 1"):
+        image_text.load("vqa", tmp_path, least=9)
     scores = task.score(["net"], task.test)
     assert scores["accuracy"] == scores["answers: other"] == scores["answer in list"] == 100
     assert submission.submission("vqa", task.test, ["net"]) == '[{"question_id": 4, "answer": "net"}]'
@@ -399,12 +406,159 @@ def test_names_and_options():
         image_text.load("nlvr2", ".")
     with pytest.raises(UserError, match="Did you mean 'bad'"):
         image_text.load("nlvr", ".", bed="skip")
+    with pytest.raises(UserError, match="part of gqa to train on 3"):
+        image_text.load("gqa", ".", train=3)
     with pytest.raises(UserError, match="unknown value of bad 'leave'"):
         image_text.load("nlvr", ".", bad="leave")
     with pytest.raises(UserError, match="video-text task"):
         video_text.load("tvr", ".")
     with pytest.raises(UserError, match="leaderboard"):
         submission.submission("tvr", [], [])
+
+
+def test_one_bad_entry_is_left_out_in_every_reader(tmp_path):
+    """With bad="skip" an entry of each json file that cannot be used is counted, and named without it."""
+
+    def spoil(path, change):
+        content = json.loads(path.read_text())
+        change(content)
+        write(path, content)
+
+    write_vqa(tmp_path)
+    write_gqa(tmp_path)
+    bad = {"question_id": 8, "image_id": "x", "question": "?"}
+    spoil(tmp_path / "vqa/v2_OpenEnded_mscoco_train2014_questions.json", lambda c: c["questions"].insert(0, bad))
+    spoil(tmp_path / "vqa/v2_mscoco_val2014_annotations.json", lambda c: c["annotations"].append({"question_id": []}))
+    spoil(tmp_path / "GQA/testdev_balanced_questions.json", lambda c: c.update({"9": {"imageId": 3, "question": "?"}}))
+    odd = {"filename": "x.jpg", "split": "tset", "sentences": []}
+    spoil(tmp_path / "COCO/dataset_coco.json", lambda c: c["images"].append(odd))
+    places = {"vqa": r"annotations\[2\]: no 'answers'", "gqa": "'9': no 'imageId'", "caption": r"images\[4\].*'tset'"}
+    for name, place in places.items():
+        more = {"java": False} if name == "caption" else {}
+        with pytest.raises(UserError, match=place):
+            image_text.load(name, tmp_path, **more)
+        task = image_text.load(name, tmp_path, bad="skip", **more)
+        assert len(task.train) and len(task.test)
+        assert task.notes[0].startswith(("1 left out not as expected", "3 left out not as expected"))
+    row = {"question_id": 1, "img_id": "i", "sent": "Who?", "label": {"net": 1}, "answers": ["net"]}
+    for part in ("train", "val", "test"):
+        rows = [row | {"question_id": part}, row | {"question_id": f"{part}2", "label": {"net": 1e400}}]
+        write(tmp_path / f"vl_t5/karpathy_{part}.json", rows)
+    assert len(image_text.load("vqa", tmp_path / "vl_t5", bad="skip").train) == 1
+
+
+def test_ids_that_stand_twice_are_named_with_both_places(tmp_path):
+    write_nlvr(tmp_path)
+    path = tmp_path / "nlvr/dev.json"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0])
+    with pytest.raises(UserError, match=r"dev.json, line 3: the id 'dev-5-0-0' was there before: .*dev.json, line 1"):
+        image_text.load("nlvr", tmp_path)
+    write_vqa(tmp_path)
+    path = tmp_path / "vqa/v2_OpenEnded_mscoco_val2014_questions.json"
+    content = json.loads(path.read_text())
+    content["questions"][1] |= {"question_id": "3"}  # 3 and "3" would be one in the submission
+    write(path, content)
+    with pytest.raises(UserError, match=r"questions\[1\]: the id '3' was there before: .*questions\[0\]"):
+        image_text.load("vqa", tmp_path, split="official")
+    path = tmp_path / "vqa/v2_mscoco_val2014_annotations.json"
+    content = json.loads(path.read_text())
+    content["annotations"] *= 2
+    write(path, content)
+    with pytest.raises(UserError, match=r"annotations\[2\]: the id 3 was there before: .*annotations\[0\]"):
+        image_text.load("vqa", tmp_path, split="official")
+
+
+def test_subtitles_that_stand_twice(tmp_path):
+    write_value(tmp_path)
+    path = tmp_path / "tv_subtitles.jsonl"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(UserError, match="line 2: the id 'v1' was there before: .*line 1"):
+        video_text.load("tvqa", tmp_path)
+    task = video_text.load("tvqa", tmp_path, bad="skip")
+    assert task.train[0].text.startswith("[Subs] Hello. You! ") and task.notes[0].startswith("1 left out")
+
+
+def test_targets_of_data_of_ones_own(tmp_path):
+    write_vqa(tmp_path)
+    path = tmp_path / "vqa/v2_mscoco_train2014_annotations.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0] |= {"multiple_choice_answer": "mesh", "answers": [{"answer": "mesh"}] * 3}
+    write(path, content)
+    with pytest.raises(UserError, match="none of the 2 training questions has a target.*least=9"):
+        image_text.load("vqa", tmp_path, split="official", least=9)
+    task = image_text.load("vqa", tmp_path, split="official", least=2)
+    assert [e.targets for e in task.train] == [(), (("net", 1.0),)]
+    assert any(note.startswith("1 of 2 training questions have no target") for note in task.notes)
+    task = image_text.load("vqa", tmp_path, split="official")
+    assert task.train[0].targets == (("mesh", 0.9),) and not task.notes
+    for options in ({"least": 0}, {"least": "9"}, {"min_score": 2}):
+        with pytest.raises(UserError, match="vqa: (least|min_score) is"):
+            image_text.load("vqa", tmp_path, **options)
+
+
+def test_few_answers_a_question_are_noted(tmp_path):
+    write_vqa(tmp_path)
+    path = tmp_path / "vqa/v2_mscoco_val2014_annotations.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["answers"] = content["annotations"][0]["answers"][:1]
+    write(path, content)
+    task = image_text.load("vqa", tmp_path, split="official")
+    assert any(note.startswith("1 test questions have fewer than 4 answers") for note in task.notes)
+
+
+def test_ids_that_are_texts_are_written_as_texts():
+    def written(task, *ids, answer="a2", **about):
+        return submission.submission(task, [Example(i, ("v",), "", (), about) for i in ids], [answer] * len(ids))
+
+    assert json.loads(written("vqa", "7", "q17", "007", "-3", "9" * 30)) == [
+        {"question_id": i, "answer": "a2"} for i in (7, "q17", "007", -3, "9" * 30)
+    ]
+    numbered = json.loads(written("caption", "COCO_val2014_000000000042", "000000000007"))
+    assert [row["image_id"] for row in numbered] == [42, 7]
+    for names in (("cat7", "dog7"), ("COCO_val2014_000000000042", "mine"), ("7", "007"), ("x",)):
+        assert [row["image_id"] for row in json.loads(written("caption", *names))] == list(names)
+    assert written("nlvr", 'a,"b"-0-0', answer="true") == '"a,""b""-0-0",True\n'
+    assert json.loads(written("gqa", "x-1"))[0]["questionId"] == "x-1"
+    for name in ("tvqa", "how2qa"):
+        assert json.loads(written(name, "q,1")) == {"q,1": 2}
+    for name in ("tvc", "yc2c"):
+        assert json.loads(written(name, "c/0", clip="c"))["clip_id"] == "c"
+
+
+def test_a_video_test_that_is_partly_answered(tmp_path):
+    write_value(tmp_path)
+    path = tmp_path / "tvqa/tvqa_test_release.jsonl"
+    row = json.loads(path.read_text())
+    lines(path, [row | {"answer_idx": 1}, row | {"qid": 4}])
+    with pytest.raises(UserError, match="line 2: 4 has no answer"):
+        video_text.load("tvqa", tmp_path)
+    assert [e.id for e in video_text.load("tvqa", tmp_path, bad="skip").test] == ["3"]
+
+
+UNPARSED = {
+    "[" * 100_000: "nested too deeply", '{"questions": ' + "9" * 5000 + "}": "too many digits", "": "no valid json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content, message", UNPARSED.items(), ids=UNPARSED.values())
+def test_json_that_cannot_be_parsed(tmp_path, content, message):
+    write_vqa(tmp_path)
+    write(tmp_path / "vqa/v2_OpenEnded_mscoco_train2014_questions.json", content)
+    with pytest.raises(UserError, match=f"train2014_questions.json.*{message}"):
+        image_text.load("vqa", tmp_path)
+
+
+def test_half_characters_and_byte_order_marks(tmp_path):
+    """A text that no file could be written with is found when it is read; what Windows puts in front is no text."""
+    write_nlvr(tmp_path)
+    path = tmp_path / "nlvr/train.json"
+    text = path.read_text()
+    path.write_text(text.replace("Two dogs.", "Two \\ud83d dogs.", 1))
+    with pytest.raises(UserError, match="train.json, line 1.*half of a surrogate pair"):
+        image_text.load("nlvr", tmp_path)
+    assert len(image_text.load("nlvr", tmp_path, bad="skip").train) == 1
+    path.write_text("\ufeff" + text.replace("Two dogs.", "Two \\ud83d\\ude00 dogs.", 1))
+    assert image_text.load("nlvr", tmp_path).train[0].text == "Two \U0001f600 dogs."
 
 
 # ------------------------------------------------------------------------------------------------ features
@@ -451,6 +605,163 @@ def test_bad_features(tmp_path):
         vl_features.where(tmp_path)["y"]
 
 
+def write_features(path, content, **attributes):
+    """One group for each image: {image: {key: array}}."""
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attributes)
+        for name, arrays in content.items():
+            for key, array in arrays.items():
+                file[f"{name}/{key}"] = array
+    return vl_features.where(path)
+
+
+def rows(n, width=3):
+    return np.random.default_rng(n).normal(size=(n, width)).astype(np.float32)
+
+
+BOXES = np.array([[0, 0, 320, 120], [64, 120, 640, 240]], np.float32)  # of an image of 640 x 240 pixels
+SHARES = [[0, 0.5, 0, 0.5], [0.1, 1, 0.5, 1]]  # x1, x2, y1, y2
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        {"boxes": BOXES, "img_w": 640, "img_h": 240},
+        {"boxes": BOXES.astype(int), "img_w": np.array([640]), "img_h": np.array([240.0]), "obj_id": np.array([3, 4])},
+        {"boxes": BOXES / [640, 240, 640, 240]},
+        {"boxes": BOXES, "normalized_boxes": BOXES / [640, 240, 640, 240]},
+        {"boxes": BOXES + [-3, 0, 0, 2], "img_w": 640, "img_h": 240},  # a little beyond the image
+    ],
+)
+def test_boxes_of_regions(tmp_path, boxes):
+    source = write_features(tmp_path / "f.h5", {"a": {"features": rows(2)} | boxes, "b": {"features": rows(1),
+                            "boxes": BOXES[:1], "img_w": 640, "img_h": 240}})  # fmt: skip
+    regions = vl_features.align(source, ["a", "b"], 4)
+    features, places, real = regions.regions("a")
+    np.testing.assert_array_equal(features, rows(2))
+    np.testing.assert_allclose(places, SHARES, atol=0.01)
+    features, places, real = regions.regions("b")
+    assert real.tolist() == [True, False] and features.shape == (2, 3) and not features[1].any() and not places[1].any()
+    assert vl_features.align(source, ["a", "b"], 1)["a"].shape == (1, 3)  # the first ones
+    np.savez(tmp_path / "a.npz", features=rows(2), **boxes)
+    (tmp_path / "f.h5").unlink()
+    np.testing.assert_allclose(vl_features.where(tmp_path).read("a").boxes, SHARES, atol=0.01)
+
+
+BAD_BOXES = {
+    "which need the image's 'img_w' and 'img_h'": {"boxes": BOXES},
+    r"'boxes' is float32 \[1, 4\]. Expected numbers \(2, 4\)": {"boxes": BOXES[:1]},
+    "row 1 of 'boxes' is no box": {"boxes": BOXES[:, (0, 1, 2, 3)] * [1, 1, 1, 2], "img_w": 640, "img_h": 240},
+    "row 0 of 'boxes' is no box": {"boxes": BOXES[:, (2, 3, 0, 1)], "img_w": 640, "img_h": 240},
+    "'img_w' is ": {"boxes": BOXES, "img_w": 0, "img_h": 240},
+    "is no box": {"boxes": BOXES * np.nan},
+}
+
+
+@pytest.mark.parametrize("message", BAD_BOXES)
+def test_boxes_that_cannot_be_used(tmp_path, message):
+    source = write_features(tmp_path / "f.h5", {"a": {"features": rows(2)} | BAD_BOXES[message]})
+    with pytest.raises(UserError, match=rf"f.h5, 'a'.*{message}"):
+        source.read("a")
+
+
+def test_rows_that_are_no_grid_are_not_pooled_as_one(tmp_path):
+    content = {f"r{n}": {"features": rows(n)} for n in (4, 9, 5, 100, 49)}
+    content["g"] = {"features": rows(100).reshape(10, 10, 3)}
+    source = write_features(tmp_path / "f.h5", content)
+    regions = vl_features.align(source, ["r4", "r9", "r5"])  # 4 and 9 alone could be grids
+    assert regions.regions("r4")[2].sum() == 4 and regions["r4"].shape == (9, 3)
+    np.testing.assert_array_equal(regions["r5"][:5], rows(5))
+    with pytest.raises(UserError, match="100 rows without boxes: a grid of 10 x 10, or regions"):
+        vl_features.align(source, ["r100"], 36)
+    assert vl_features.align(source, ["r100"], 0)["r100"].shape == (100, 3)  # as they are
+    for name in ("r49", "g"):
+        assert isinstance(vl_features.align(source, [name], 36), vl_features.Grids)
+    boxes = {"boxes": np.tile([0.0, 0.0, 0.5, 0.5], (36, 1))}
+    source = write_features(tmp_path / "b.h5", {"a": {"features": rows(36)} | boxes})
+    assert isinstance(vl_features.align(source, ["a"], 4), vl_features.Regions)
+    source = write_features(tmp_path / "e.h5", {"a": {"features": rows(100)}}, what="grid")  # as vlmx.extract says
+    assert isinstance(vl_features.align(source, ["a"], 36), vl_features.Grids)
+    with pytest.raises(UserError, match="visual_tokens: a grid of 100 cells is not pooled to 30"):
+        vl_features.align(source, ["a"], 30)
+
+
+def test_images_that_differ_are_named(tmp_path):
+    boxes = np.tile([0.0, 0.0, 0.5, 0.5], (5, 1))
+    content = {"a": {"features": rows(5)}, "b": {"features": rows(5, 4)}, "c": {"features": rows(5), "boxes": boxes}}
+    source = write_features(tmp_path / "f.h5", content)
+    with pytest.raises(UserError, match="f.h5, 'b': features of width 4; those of the other images: 3"):
+        vl_features.align(source, ["a", "b"])
+    with pytest.raises(UserError, match="f.h5, 'c': features with boxes; the other images have none"):
+        vl_features.align(source, ["a", "c"])
+    source = write_features(tmp_path / "g.h5", {"a": {"features": rows(4)}, "b": {"features": rows(9)}})
+    grids = vl_features.align(source, ["a"])
+    with pytest.raises(UserError, match="g.h5, 'b': features of 9 rows of 3; those of the other images: 4 rows of 3"):
+        grids["b"]
+
+
+def test_feature_files_that_cannot_be_used(tmp_path):
+    bad = rows(4)
+    bad[2, 1] = np.inf
+    content = {"a": {"features": bad}, "b": {"x": rows(2)}, "c": {"features": rows(2)}}
+    source = write_features(tmp_path / "f.h5", content)
+    for name, message in {
+        "a": "f.h5, 'a': features that are not finite, the first in row 2",
+        "b": r"f.h5, 'b' has 'x', no array 'features'",
+        "d": r"f.h5: no features of 'd'; it has those of 'a', 'b', 'c'",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            source[name]
+    assert "." not in source and "\0" not in source and "" not in source
+    writing = "import h5py, sys; f = h5py.File(sys.argv[1], 'w'); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", writing, tmp_path / "open.h5"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="open.h5: another program has this file open for writing"):
+            vl_features.where(tmp_path / "open.h5")
+        other.stdin.close()
+    folder = tmp_path / "each"
+    folder.mkdir()
+    np.savez(folder / "a.npz", x=rows(2), bbox=BOXES)
+    np.savez(folder / "b.npz", rows(2))
+    (folder / "c.npz").write_bytes((folder / "a.npz").read_bytes()[:-30])
+    np.save(folder / "d.npy", rows(2) * np.nan)
+    for name, message in {
+        "a": "a.npz has 'x', 'bbox', no array 'features'", "b": "b.npz has 'arr_0', no array",
+        "c": "c.npz cannot be read", "d": "d.npy: features that are not finite", "e": "no features of 'e'",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            vl_features.where(folder)[name]
+    np.save(folder / "a.npy", rows(2))
+    with pytest.raises(UserError, match="features of 'a' twice: a.npz, a.npy"):
+        vl_features.where(folder)
+
+
+def test_bad_features_are_left_out(tmp_path):
+    write_nlvr(tmp_path)
+    names = [f"{p}-5-{i}-img{j}" for p in ("train", "dev", "test1") for i in (0, 1) for j in (0, 1)]
+    content = {name: {"features": rows(4)} for name in names}
+    content["train-5-1-img0"] = {"features": rows(4) * np.nan}
+    content["dev-5-0-img1"] = {"features": rows(4, 5)}
+    content["test1-5-0-img1"] = {"x": rows(4)}
+    source = write_features(tmp_path / "f.h5", content)
+    task = image_text.load("nlvr", tmp_path, images=source, bad="skip")
+    assert [len(part) for part in (task.train, task.val, task.test)] == [1, 1, 1]
+    assert task.notes[0].startswith("3 left out without features that can be used, the first: ")
+
+
+def test_pictures_that_cannot_be_encoded_are_left_out(tmp_path):
+    write_nlvr(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in [f"{p}-5-{i}-img{j}" for p in ("train", "dev", "test1") for i in (0, 1) for j in (0, 1)]:
+        Image.new("RGB", (8, 8)).save(tmp_path / f"images/{name}.png")
+    (tmp_path / "images/train-5-0-img0.png").write_bytes(b"no picture")
+    (tmp_path / "images/dev-5-1-img1.png").unlink()
+    task = published.load("nlvr", ConfigDict({"root": str(tmp_path), "bad": "skip"}))
+    assert [len(part) for part in (task.train, task.val, task.test)] == [1, 1, 2]
+    assert len(task.notes) == 2
+
+
 # ------------------------------------------------------------------------------------------ the reference's scores
 
 
@@ -490,6 +801,6 @@ def test_golden_scores(golden):
     wanted = {"accuracy" if k == "all_type_accuracy" else k: 100 * v for k, v in unit["scores"].items()}
     assert scores == pytest.approx(wanted)
 
-    for name in ("short", "long"):
-        frames = tensors[f"video_resize/{name}"]
-        np.testing.assert_array_equal(vl_features.resampled(frames, 8), tensors[f"video_resize/{name}_out"])
+    for name, want in ((n, want) for n, want in tensors.items() if re.fullmatch(r"video_resize/\w+_out", n)):
+        frames = tensors[name.removesuffix("_out")]
+        np.testing.assert_array_equal(vl_features.resampled(frames, len(want)), want)

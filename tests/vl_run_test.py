@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from vlmx import (
     loop,
     main,
     report,
+    settings,
     shard,
     variant,
     vl,
@@ -29,7 +31,7 @@ from vlmx import (
     vl_predict,
     vl_report,
 )  # fmt: skip
-from vlmx.data import scene_tasks, vl_batches
+from vlmx.data import scene_tasks, vl_batches, vl_features
 from vlmx.data.vl import Example, Task
 from vlmx.errors import UserError
 from vlmx.models import clip, zoo
@@ -100,6 +102,57 @@ def test_batches_have_one_shape_and_weights_that_make_each_tasks_loss():
     assert m.examples(9) == {"vqa": 20, "nlvr": 9, "caption": 3}
 
 
+def test_batches_of_regions_have_boxes_and_say_which_rows_are_real(tmp_path):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        for name, n in (("x", 2), ("y", 3)):
+            file[f"{name}/features"] = np.full((n, 5), n, np.float32)
+            file[f"{name}/boxes"] = np.tile([0, 0.1, 0.5, 1], (n, 1))
+    regions = vl_features.align(vl_features.where(tmp_path / "f.h5"), ["x", "y"])
+    m = mix()._replace(features=regions)
+    for step in range(9):
+        b = vl_batches.batch(m, step)
+        assert b["features"].shape == (4, 2, 3, 5) and b["boxes"].shape == (4, 2, 3, 4) and b["real"].shape == (4, 6)
+        pair = [1, 1, 1] if TASKS[int(b["task"])].name == "nlvr" else [0, 0, 0]
+        assert b["real"][0].tolist() == [1, 1, 0, *pair]
+        np.testing.assert_allclose(b["boxes"][0, 0], [[0, 0.5, 0.1, 1]] * 2 + [[0] * 4], rtol=1e-6)
+        np.testing.assert_array_equal(b["features"][0, 0, :, 0], [2, 2, 0])
+
+
+def test_a_batch_that_a_person_sets_holds_for_all_tasks():
+    """Behind the colon, as a flag, and for sweeps; what is set for one task stays."""
+    published = {"vqa": 500, "gqa": 833, "nlvr": 166, "caption": 416}
+    sizes = lambda c: {task: c.batches.get(task, c.batch) for task in c.tasks}
+    load = lambda arg="": main.load(f"configs/image_text.py:single_adapter{arg}")
+    assert sizes(load()) == published
+    for arg in (",batch=32", ",smoke,batch=32", ",batch=32,backbone=t5-base"):
+        assert set(sizes(load(arg)).values()) == {32}
+    for fields, expected in (
+        (["batch=32"], dict.fromkeys(published, 32)),
+        (["batches.vqa=8", "batch=32"], dict.fromkeys(published, 32) | {"vqa": 8}),
+        (["batch=32", "batches.vqa=8"], dict.fromkeys(published, 32) | {"vqa": 8}),
+        (["batches.vqa=8"], published | {"vqa": 8}),
+    ):
+        config = load()
+        settings.set_fields(config, [f"--config.{field}" for field in fields])
+        assert sizes(config) == expected, fields
+    config = main.load("configs/video_text.py:single_adapter,batch=32")
+    assert set(sizes(config).values()) == {32}
+
+
+def test_the_mesh_divides_the_largest_batch_of_the_tasks_that_run():
+    config = main.load("configs/image_text.py:single_adapter")
+    assert vl.largest_batch(config) == {"batches.gqa": 833}
+    config.tasks = ("vqa", "nlvr")
+    assert vl.largest_batch(config) == {"batches.vqa": 500}
+    config.batches, config.batch = {"vqa": 31}, 32
+    assert vl.largest_batch(config) == {"batch": 32}
+    mesh = shard.make_mesh({"seed": 1, "data": -1, "fsdp": 1, "tensor": 1})
+    if (n := mesh.devices.size) > 1:
+        config.batches = {"vqa": 32 * n + 1}
+        with pytest.raises(UserError, match=rf"batches.vqa: .* does not divide {32 * n + 1}. .* fit: {32 * n} or"):
+            shard.refuse_uneven(mesh, 1, vl.largest_batch(config))
+
+
 def test_an_epoch_shows_every_example_once_and_the_next_one_in_another_order():
     tasks = (TASKS[0]._replace(train=[Example(str(i), ("x",), "a" * (i + 2), (("b", 1.0),)) for i in range(20)]),)
     m = vl_batches.Mix(tasks, Words(), FEATURES, (4,), 0, prefixes=False)
@@ -164,6 +217,9 @@ def test_how_a_task_is_answered():
     beams = vl_predict.how_to_generate(TASKS[0]._replace(beams=5, answer_length=7), own)
     assert (greedy.beams, greedy.max_length, greedy.force_end, greedy.no_repeat_ngram) == (1, 20, False, 3)
     assert (beams.beams, beams.max_length, beams.force_end, beams.early_stopping) == (5, 7, True, True)
+    summary = Generation(min_length=56, begin=0, published_beams=False, repetition_penalty=2.0)
+    answer = vl_predict.how_to_generate(TASKS[0], summary)
+    assert answer == Generation(repetition_penalty=2.0)
 
 
 def test_trivial_baselines():

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from vlmx import method as methods
 from vlmx import multitask, partition, variant
 from vlmx.errors import UserError
-from vlmx.generate import generate, likeliest
+from vlmx.generate import apply_rules, generate, likeliest
 from vlmx.models import clip, convert_seq, vlseq, zoo
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
 from vlmx.models.vlseq import Generation, SeqConfig, Visual, VLSeq, param_shapes
@@ -31,6 +31,10 @@ CONFIGS = {
         **SIZES,
     ),
     "bart": SeqConfig(family="bart", head_dim=8, act="gelu", eps=1e-5, positions=20, pad=1, end=2, begin=2, **SIZES),
+    "uneven": SeqConfig(
+        family="bart", head_dim=8, act="gelu", eps=1e-5, positions=20, pad=1, end=2, begin=2, decoder_heads=4,
+        decoder_mlp=20, **SIZES,
+    ),
 }  # fmt: skip
 TASKS = ("vqa", "nlvr", "caption")
 SMALL = {  # hyper-parameters that fit these backbones
@@ -105,7 +109,7 @@ def moved(v, seed=0):
 
 
 # -------------------------------------------------------------------- counts at the published sizes
-@pytest.mark.golden("param_counts.json")
+@pytest.mark.golden("param_counts*.json")
 def test_golden_parameter_counts(golden):
     for name, kinds in ((k, v) for k, v in load(golden).items() if k in zoo.SEQ_MODELS):
         config = zoo.SEQ_MODELS[name].config
@@ -169,6 +173,24 @@ def test_dropout_is_keyed():
     np.testing.assert_allclose(plain(still, b, jax.random.key(1)), plain(model, b), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_rows_that_fill_up_change_nothing(family):
+    """Of three regions, and of the same three with two rows of zeros that are masked, the logits are the same."""
+    rng, b = np.random.default_rng(0), batch(pad=CONFIGS[family].pad)
+    features, boxes = rng.standard_normal((3, 1, 3, 5), np.float32), rng.uniform(0, 1, (3, 1, 3, 4)).astype(np.float32)
+    logits = []
+    for rows in (3, 5):
+        model = backbone(family, visual=dataclasses.replace(CONFIGS[family].visual, tokens=rows))
+        fill = ((0, 0), (0, 0), (0, rows - 3), (0, 0))
+        vis = model.visual(np.pad(features, fill), np.pad(boxes, fill))
+        real = np.tile(np.arange(rows) < 3, (3, 1))
+        logits.append(variant.forward(model, variant.Insert(), b["ids"], vis, b["labels"], None, real))
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-5)
+    vis = model.visual(np.pad(features, fill))
+    other = variant.forward(model, variant.Insert(), b["ids"], vis, b["labels"], None, real)
+    assert np.abs(other - logits[1]).max() > 1e-3  # boxes count
+
+
 def test_features_that_do_not_fit_are_refused():
     model = backbone("t5")
     for shape in ((1, 4, 6), (1, 5, 5), (1, 1, 5)):
@@ -180,7 +202,7 @@ def test_features_that_do_not_fit_are_refused():
 
 
 # -------------------------------------------------------------------- files
-@pytest.mark.parametrize("family", ("flan", "bart"))
+@pytest.mark.parametrize("family", ("flan", "bart", "uneven"))
 def test_saved_in_hugging_face_format_and_read_again(family, tmp_path):
     model = backbone(family)
     convert_seq.save_hf(tmp_path, model.config, model.params)
@@ -204,13 +226,44 @@ def test_what_is_no_t5_and_no_bart_is_refused(tmp_path):
     convert_seq.save_hf(tmp_path, model.config, model.params)
     raw = json.loads((tmp_path / "config.json").read_text())
     wrong = {"model_type": ("mbart", '"t5" and "bart"'), "normalize_before": (True, "normalize_before is True")}
-    wrong |= {"decoder_ffn_dim": (32, "decoder_ffn_dim differ"), "activation_function": ("silu", "silu")}
+    wrong |= {"decoder_attention_heads": (3, "has to divide d_model"), "activation_function": ("silu", "silu")}
     for key, (value, said) in wrong.items():
         with pytest.raises(UserError, match=said):
             convert_seq.config_of(raw | {key: value})
     (tmp_path / "config.json").write_text(json.dumps(raw | {"encoder_layers": 1}))
     with pytest.raises(UserError, match=r"unknown: model.encoder.layers.1"):
         convert_seq.read(tmp_path)
+
+
+def test_copies_of_the_word_embedding(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model = backbone("bart")
+    convert_seq.save_hf(tmp_path, model.config, model.params)
+    tensors = load_file(tmp_path / "model.safetensors")
+    words = tensors["model.shared.weight"]
+    save_file(tensors | {"lm_head.weight": words.copy()}, tmp_path / "model.safetensors")
+    assert convert_seq.read(tmp_path)[0].tied
+    save_file(tensors | {"lm_head.weight": words + 1}, tmp_path / "model.safetensors")
+    config, params = convert_seq.read(tmp_path)
+    assert not config.tied
+    np.testing.assert_array_equal(params["head"], words + 1)
+    save_file(tensors | {"model.encoder.embed_tokens.weight": words + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="model.encoder.embed_tokens.weight is not model.shared.weight"):
+        convert_seq.read(tmp_path)
+
+
+@pytest.mark.parametrize("stated, message", [
+    ({"encoder_layers": 10**8}, "encoder_layers is 100000000; expected a whole number from 1 to 1000"),
+    ({"d_model": -16}, "d_model is -16"), ({"decoder_attention_heads": "4"}, "decoder_attention_heads is '4'"),
+    ({"vocab_size": None}, "vocab_size is null"), ({"encoder_ffn_dim": 2.5}, "encoder_ffn_dim is 2.5"),
+    ({"num_attention_heads": 4}, "encoder_attention_heads is 2, num_attention_heads 4"), ({"dropout": 2}, "is 2"),
+    ({"eos_token_id": 40}, "eos_token_id is 40"), ({"scale_embedding": "no"}, "expected true or false"),
+])  # fmt: skip
+def test_sizes_that_are_none(stated, message):
+    raw = convert_seq._raw(CONFIGS["bart"])
+    with pytest.raises(UserError, match=f"config.json: .*{message}"):
+        convert_seq.config_of(raw | stated)
 
 
 def test_names_without_their_prefix_and_other_names_of_the_word_embedding(tmp_path):
@@ -258,6 +311,171 @@ def test_a_directory_with_its_tokenizer(tmp_path):
 
 
 # -------------------------------------------------------------------- generation
+def rules(path, **stated):
+    """The Generation of a folder's generation_config.json with these rules, and the tokens of the tiny T5."""
+    stated = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0} | stated
+    (path / "generation_config.json").write_text(json.dumps(stated))
+    return convert_seq.read(path)[0].generation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("t5")
+    convert_seq.save_hf(path, CONFIGS["t5"], backbone("t5").params)
+    return path
+
+
+def test_the_rules_of_a_generation_config(folder):
+    """Names, defaults and precedence of transformers 5."""
+    new = Generation(published_beams=False, max_length=21)
+    assert rules(folder) == new
+    for stated, ours in [
+        ({"max_length": 10}, {"max_length": 10}),
+        ({"max_length": 10, "max_new_tokens": 30}, {"max_length": 31}),
+        ({"min_length": 10, "min_new_tokens": 3}, {"min_length": 4}),
+        ({"early_stopping": "never", "length_penalty": 0.0}, {"early_stopping": "never", "length_penalty": 0.0}),
+        ({"early_stopping": True, "length_penalty": -1}, {"early_stopping": True, "length_penalty": -1.0}),
+        ({"forced_bos_token_id": 5, "forced_eos_token_id": 1}, {"force_begin": 5, "force_end": True}),
+        ({"forced_eos_token_id": [4, 5]}, {"force_end": (4, 5)}),
+        ({"decoder_start_token_id": None, "bos_token_id": 7}, {"begin": 7}),
+        ({"decoder_start_token_id": 3, "bos_token_id": 7}, {"begin": 3}),
+        ({"eos_token_id": [1, 9]}, {"ends": (1, 9)}),
+        ({"eos_token_id": [9, 1], "forced_eos_token_id": [9, 1]}, {"ends": (9, 1), "force_end": True}),
+        ({"bad_words_ids": [[1], [5], [5, 6]]}, {"bad_words": ((5,), (5, 6))}),
+        ({"suppress_tokens": [3, 99], "begin_suppress_tokens": [4]}, {"suppress": (3, 99), "suppress_first": (4,)}),
+        ({"do_sample": True, "temperature": 0.5}, {"sample": True, "temperature": 0.5, "top_k": 50}),
+        ({"do_sample": False, "top_p": 0.5, "typical_p": 0.2, "temperature": 0.0}, {"top_p": 0.5, "temperature": 0.0}),
+        ({"num_beams": 4, "repetition_penalty": 2, "renormalize_logits": True},
+         {"beams": 4, "repetition_penalty": 2.0, "renormalize": True}),
+        ({"typical_p": 1.0, "num_beam_groups": 1, "stop_strings": None, "use_cache": True, "x_own": [{}]}, {}),
+    ]:  # fmt: skip
+        assert rules(folder, **stated) == dataclasses.replace(new, **ours), stated
+
+
+def test_rules_of_a_config_without_a_generation_config(folder):
+    raw = json.loads((folder / "config.json").read_text())
+    assert convert_seq.config_of(raw) == dataclasses.replace(CONFIGS["t5"], added=0, visual=None)
+    of = lambda **stated: convert_seq.config_of(raw | stated)
+    assert of(min_length=3, decoder_start_token_id=5).generation == Generation(min_length=3)
+    assert of(decoder_start_token_id=None, bos_token_id=6).begin == 6
+    assert of(decoder_start_token_id=None).begin == 0  # T5 begins with padding
+    assert of(force_bos_token_to_be_generated=True, bos_token_id=6).generation.force_begin == 6
+    bart = convert_seq.config_of({"model_type": "bart", "max_position_embeddings": 9})
+    assert bart.generation.max_length == 9 and bart.begin == 2
+
+
+def test_rules_that_config_states_do_not_count_beside_a_generation_config(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"num_beams": 7, "stop_strings": ["x"]}))
+    assert rules(tmp_path, min_length=2) == Generation(max_length=21, min_length=2, published_beams=False)
+    (tmp_path / "generation_config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json: not supported: stop_strings=\['x'\]"):
+        convert_seq.read(tmp_path)
+
+
+@pytest.mark.parametrize("stated, message", [
+    ({"stop_strings": ["."]}, "not supported: stop_strings"), ({"num_beam_groups": 2}, "num_beam_groups=2"),
+    ({"do_sample": True, "typical_p": 0.2}, "typical_p=0.2"), ({"do_sample": True, "num_beams": 2}, "num_beams=2"),
+    ({"do_sample": True, "temperature": 0}, "temperature is 0"), ({"num_beams": 10**9}, "num_beams is 1000000000"),
+    ({"num_beams": "4"}, "num_beams is '4'"), ({"max_length": 1}, "max_length is 1"), ({"max_length": 2.5}, "2.5"),
+    ({"max_length": 10**12}, "max_length is 1000000000000"), ({"early_stopping": "always"}, "early_stopping"),
+    ({"length_penalty": float("nan")}, "length_penalty is nan"), ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"), ({"forced_bos_token_id": 40}, "to 39"),
+    ({"decoder_start_token_id": -1}, "decoder_start_token_id is -1"), ({"bad_words_ids": [5]}, "bad_words_ids"),
+    ({"bad_words_ids": [[]]}, "none of them empty"), ({"suppress_tokens": [-1]}, "suppress_tokens"),
+    ({"decoder_start_token_id": None}, "decoder_start_token_id missing"), ({"eos_token_id": None}, "eos_token_id m"),
+    ({"forced_eos_token_id": 1, "suppress_tokens": [1]}, "both name 1"), ({"do_sample": 1}, "expected true or false"),
+])  # fmt: skip
+def test_rules_that_are_refused(folder, stated, message):
+    with pytest.raises(UserError, match=message) as error:
+        rules(folder, **stated)
+    assert "generation_config.json" in str(error.value)
+
+
+@pytest.mark.parametrize("penalty, published", [(0.0, False), (2.0, False), (1.0, True)])
+def test_beams_that_hold_all_texts_find_the_best_one(penalty, published):
+    """Beside all texts of five token ids, four behind the start: divided by their lengths, which versions count so."""
+    model, ids = backbone("t5", vocab=5, added=0, visual=None), jnp.array([[3, 4, 1], [2, 2, 1], [4, 3, 0]])
+    texts = np.stack(np.meshgrid(*[range(5)] * 4, indexing="ij"), -1).reshape(-1, 4)
+    texts = np.pad(texts, ((0, 0), (1, 0)))  # the start token, which is 0
+    end = np.where((texts == 1).any(1), (texts == 1).argmax(1), 4)  # where a text's last token stands
+    ended = (texts == 1).any(1)
+    length = np.where(ended, end, 5 if published else 4)
+    how = Generation(5, beams=64, early_stopping="never", length_penalty=penalty, published_beams=published)
+    found, scores = generate(model, ids, how=how)
+    for row in range(len(ids)):
+        memory, seen = model.encode(ids[row : row + 1])
+        many = lambda a: jnp.repeat(a, len(texts), axis=0)
+        steps = jax.nn.log_softmax(model.decode(jnp.asarray(texts), many(memory), many(seen)))[:, :-1]
+        each = np.take_along_axis(np.asarray(steps), texts[:, 1:, None], axis=2)[..., 0]
+        total = np.where(np.arange(1, 5) <= end[:, None], each, 0).sum(1) / length**penalty
+        best = total.argmax()
+        assert scores[row] == pytest.approx(total[best], abs=1e-4)
+        assert found[row, : end[best] + 1].tolist() == texts[best, : end[best] + 1].tolist()
+        assert not found[row, end[best] + 1 :].any()
+
+
+def test_what_cannot_be_generated_is_refused():
+    model, ids = backbone("bart"), jnp.array([[4, 5, 2]])
+    for how, message in [
+        (Generation(1), "max_length is 1"), (Generation(22), "texts of 21 tokens; this model has positions for 20"),
+        (Generation(5, sample=True, beams=2), "not supported"), (Generation(5, sample=True), "random key"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            generate(model, ids, how=how)
+    with pytest.raises(UserError, match="input texts of 21 tokens"):
+        model.encode(jnp.ones((1, 21), int))
+    with pytest.raises(UserError, match="answers of 21 tokens"):
+        model.decode(jnp.ones((1, 21), int), *model.encode(ids))
+
+
+def test_the_start_and_the_ends_of_the_rules():
+    model, ids = backbone("t5"), jnp.array([[4, 5, 1], [6, 7, 1]])
+    plain_texts = np.asarray(generate(model, ids, how=Generation(6, min_length=6))[0])
+    end = int(plain_texts[0, 2])
+    texts = np.asarray(generate(model, ids, how=Generation(6, begin=0, ends=(end,), suppress=(1,)))[0])
+    first = plain_texts[0].tolist().index(end)
+    assert texts[0].tolist() == [*plain_texts[0, : first + 1], *[0] * (5 - first)]
+    assert np.asarray(generate(model, ids, how=Generation(3, begin=9))[0])[:, 0].tolist() == [9, 9]
+
+
+def applied(scores, texts, n, ids=((20, 21),), **how):
+    """What generate.apply_rules makes of scores, texts and inputs: lists of rows."""
+    how = Generation(9, **({"ends": (1,)} | how))
+    arrays = [jnp.array(a) for a in (ids, scores, texts)]
+    return np.asarray(apply_rules(how, *arrays, n)).tolist()
+
+
+def test_rules_one_by_one():
+    """By hand, from the formulas of transformers' processors. Six tokens; texts begin with 0, the end token is 1."""
+    no, row = -np.inf, [1.0, 2.0, -3.0, 4.0, 0.5, 0.0]
+    text = [[0, 3, 4, 3, 0, 0]]
+    assert applied([row], text, 4) == [row]
+    assert applied([row], text, 4, repetition_penalty=2.0) == [[0.5, 2.0, -3.0, 2.0, 0.25, 0.0]]
+    assert applied([row], text, 1, repetition_penalty=2.0)[0] == [0.5, *row[1:]]  # the start token counts
+    assert applied([row], text, 4, [[2, 1]], encoder_repetition_penalty=2.0)[0][1:3] == [4.0, -1.5]
+    assert applied([row], text, 4, no_repeat_ngram=2)[0] == [1.0, 2.0, -3.0, 4.0, no, 0.0]
+    assert applied([row], text, 4, no_repeat_ngram=1)[0] == [no, 2.0, -3.0, no, no, 0.0]
+    assert applied([row], text, 4, no_repeat_ngram=9)[0] == row
+    assert applied([row], text, 4, [[3, 5, 3, 2]], encoder_no_repeat_ngram=2)[0] == [1.0, 2.0, no, 4.0, 0.5, no]
+    assert applied([row], text, 4, bad_words=((2,), (4, 3, 5), (3, 3, 0)))[0] == [1.0, 2.0, no, 4.0, 0.5, no]
+    assert applied([row], text, 4, min_length=5)[0][1] == no and applied([row], text, 4, min_length=4)[0][1] == 2
+    assert applied([row], text, 1, force_begin=5)[0] == [no] * 5 + [0] and applied([row], text, 2, force_begin=5) == [
+        row
+    ]
+    assert applied([row], text, 8, force_end=True)[0] == [no, 0, no, no, no, no]
+    assert applied([row], text, 8, force_end=(4,), min_length=9)[0] == [no] * 4 + [0, no]
+    assert applied([row], text, 4, suppress=(3, 99))[0] == [1.0, 2.0, -3.0, no, 0.5, 0.0]
+    first = [applied([row], text, n, suppress_first=(3,), **b)[0][3] for b in ({}, {"force_begin": 3}) for n in (1, 2)]
+    assert first == [no, 4.0, 0.0, no]  # behind a token that is forced
+    total = np.log(np.exp(row).sum())
+    np.testing.assert_allclose(applied([row], text, 4, renormalize=True)[0], np.array(row) - total, rtol=1e-6)
+    two = applied([row, row], [text[0], [0, 5, 5, 5, 0, 0]], 4, ids=[[2]], no_repeat_ngram=1)  # beams of one input
+    assert two[1] == [no, 2.0, -3.0, 4.0, 0.5, no]
+
+
 def test_sampling():
     model, b = backbone("t5"), batch()
     vis = model.visual(b["features"])

@@ -70,7 +70,7 @@ def model_of(m, mesh, rules=()):
         c = dataclasses.replace(c, vision=vision, dtype=m.dtype, param_dtype=m.param_dtype)
     else:
         options = {"image_size": size or None, "dtype": m.dtype, "param_dtype": m.param_dtype}
-        c = convert.config_of(zoo.locate(m.name), **options)
+        c = convert.config_of(zoo.locate(m.name), **zoo.overrides(m) | options)
     c = dataclasses.replace(c, remat=m.get("remat", False))
     shapes = param_shapes(c)
     return Clip(placed(shapes, shard.shardings(mesh, shapes, (*rules, *shard.MODEL))), c)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from vlmx import shard, vl_predict
 from vlmx.data import vl_batches, vl_features
+from vlmx.data.video import shrink
 from vlmx.errors import UserError
 
 ROWS, COLUMNS = 6, 12  # pictures and tokens of a figure, at most
@@ -67,7 +68,7 @@ def attend(checkpoint, images, text):
     (answer,) = vl_predict.predict(world, mix, model.chosen, model.v, number, [example])
     ((tokens, found),) = weights(world, mix, model.chosen, model.v, number, [example], [answer])
     video = model.tasks[number].suffix
-    pictures = model.pictures(video, images)
+    pictures = [shrink(picture) if video else picture for picture in model.pictures(video, images)]
     rows = len(features[example.images[0]]) if video else None
     return Attended(text, answer, tokens, cells(found, len(pictures), rows), pictures)
 
@@ -82,7 +83,7 @@ def weights(world, mix, chosen, v, number, examples, answers):
     batch["labels"] = np.concatenate([labels, np.full((rows - len(labels), length), -100, labels.dtype)])
     batch = shard.put(world.mesh, "batch", batch, shard.SEVERAL)
     found = shard.gather(world.mesh, _weights(chosen, world.model, v, batch))
-    images, N = batch["real"].shape[1], world.model.config.visual.tokens
+    images, N = batch["features"].shape[1], world.model.config.visual.tokens
     special, said = [-100, *mix.words.hf.all_special_ids], []
     for example, answer, w, ids in zip(examples, answers, found, labels):
         own = np.flatnonzero(~np.isin(ids, special))

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vlmx import chips
+from vlmx import chips, tables
 
 INK = "#010203"  # drawn with this and replaced by currentColor, so that one drawing serves light and dark pages
 POINTS = 300  # more steps than this are averaged in bins: the eye sees no more, and the page stays small
@@ -82,11 +82,13 @@ def confusions(shown, classnames):
                 for t, s in zip(*np.unravel_index(order, matrix.shape))
                 if wrong[t, s]
             ]
+            named = [str(seed["seed"]) for seed in seeds if seed.get("seed") is not None]
             folded = part != "all" and any(r["name"] == name and r["part"] == PARTS["all"] for r in result)
             result.append(
                 {
                     "name": name,
                     "part": title,
+                    "seeds": f"seed{'s' * (len(named) > 1)} {', '.join(named)}" if named else "",
                     "folded": folded,
                     "labels": labels,
                     "top": top,
@@ -169,19 +171,19 @@ def few_shot_lines(axes, table, colours):
     """Draw a few_shot table."""
     ticks = dict(zip(table.columns, table.shots))
     for i, row in enumerate(table.ours()):
-        points = [(i, row.figures[c]) for i, c in enumerate(ticks) if "mean" in row.figures[c]]
+        points = [(i, row.figures[c]) for i, c in enumerate(ticks) if tables.is_finite(row.figures[c].get("mean"))]
         at, means, bars = [x for x, _ in points], [f["mean"] for _, f in points], [f["stderr"] for _, f in points]
-        flat = row.trained == (0,) and len(set(means)) == 1
+        flat = row.trained == (0,) and len(means) > 1 and len(set(means)) == 1
         style = {"color": colours[row.name], "linewidth": 1.4, "linestyle": "--" if flat else "-", "label": row.name}
         marker = "" if flat else "os^Dv"[i // len(COLOURS) % 5]  # where there are more methods than colours
         axes.errorbar(at, means, [b or 0 for b in bars], **style, marker=marker, markersize=3.5, capsize=2)
     axes.set_xticks(range(len(ticks)), ["all" if n == -1 else str(n) for n in ticks.values()])
 
 
-def few_shot_picture(tables, colours):
+def few_shot_picture(several, colours):
     """PNG of several few_shot tables side by side, with a legend: to be shown elsewhere than on the page."""
-    figure = Figure(figsize=(4.2 * len(tables), 3.9), layout="constrained")
-    for axes, table in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables):
+    figure = Figure(figsize=(4.2 * len(several), 3.9), layout="constrained")
+    for axes, table in zip(figure.subplots(1, len(several), squeeze=False)[0], several):
         few_shot_lines(axes, table, colours)
         axes.set_title(table.where, fontsize=9)
         axes.set_xlabel("training images a class")

@@ -44,9 +44,9 @@ def predict(method, v, model, consts, batches, n, mesh, rules=shard.METHOD):
     for b in batches:
         out = _predictor(mesh)(method.apply, v, model, consts, shard.join(mesh, "batch", b))
         label, prob, nan, index, w = map(np.asarray, out)
-        real = index >= 0
-        if nan[:, real].any():
-            raise UserError(f"logits are NaN for {int(nan[:, real].sum())} of {S * int(real.sum())} predictions")
+        real, counts = index >= 0, w > 0  # an unreadable image has a row, and no features
+        if nan[:, counts].any():
+            raise UserError(f"logits are NaN for {int(nan[:, counts].sum())} of {S * int(counts.sum())} predictions")
         said[:, index[real]], p[:, index[real]], weight[index[real]] = label[:, real], prob[:, real], w[real]
     return said, p, weight
 
@@ -74,6 +74,17 @@ def image_batches(split, transform, batch, features=None, **reading):
     for b in pipeline.eval_batches(split, transform, batch, **reading):
         frozen = {} if features is None else {"features": features[np.maximum(b["index"], 0)]}
         yield {key: b[key] for key in ("image", "weight", "index")} | frozen
+
+
+def count_drawn(draws, labels, classes):
+    """Count the training images of some draws.
+
+    Args: draws: of data/protocols.py. labels: of the train split. classes: those that are trained on.
+    Returns: {"least", "most": images of a class, "different": how many of the draws differ}.
+    """
+    counts = np.stack([np.bincount(labels[draw.train], minlength=max(classes) + 1)[list(classes)] for draw in draws])
+    different = len({tuple(sorted(draw.train.tolist())) for draw in draws})
+    return {"least": int(counts.min()), "most": int(counts.max()), "different": different}
 
 
 def scores(said, labels, classnames, weight):

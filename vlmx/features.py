@@ -135,6 +135,7 @@ def encode(
         with progress(len(lacks), f"encoding {what}", unit="image") as bar:
             for index, mine, out in _gathered(_outputs(_encoder(mesh, of), mesh, model, batches, bar)):
                 at = lacks[index]
+                _refuse_nonfinite(out, split, at % n, what)
                 kept = store.add(about, ids[at[mine]], out[mine])
                 rows.put(at, kept if mine.all() else out, np.arange(len(at)))
         found = sorted({pipeline.Bad(int(lacks[i] % n), *why) for i, *why in shard.everyone(found)})
@@ -151,6 +152,16 @@ def encode(
     weight = np.ones(n, np.float32)
     weight[[b.index for b in found]] = 0
     return Features(np.asarray(rows).reshape(views, n, *shape) if views else rows, weight)
+
+
+def _refuse_nonfinite(features, split, rows, what):
+    """UserError for features that are not finite, of the images at `rows` of the split: no image is to blame."""
+    bad = rows[~np.isfinite(features).all(axis=tuple(range(1, features.ndim)))]
+    if len(bad):
+        raise UserError(
+            f"features of {len(bad)} of {len(rows)} {what} are not finite, of {split.names[int(bad[0])]} for instance: "
+            "a weight of the model is damaged, or --config.model.dtype has too small a range for it (float32 has not)."
+        )
 
 
 def _disputed(stamps):

@@ -79,6 +79,7 @@ def fit(world, runs, method, recipe, consts, labels, draws, meta, folder, prior=
 
     # ---- go on where it was
     meta = meta | {"draws": [[draw.shots, draw.seed] for draw in draws], "total_steps": total, "rates": rates}
+    meta |= {"training": settings.training(config, recipe)}
     nothing = {"accuracy": np.full(len(draws), -1, np.float32), "step": np.zeros(len(draws), np.int32)}
     best = {**shard.gather(mesh, v), **nothing} if config.checkpoint_best else {}
     whole = lambda state: {**state, "best": shard.place(best, shard.on(mesh))} if best else state
@@ -333,9 +334,8 @@ def pixel_stream(world, labels, draws, length, start, K=1):
     mine = [draws[s] for s in np.array_split(np.arange(len(draws)), n)[i]]
     splits = [fewshot.take(dataset.train, draw.train) for draw in mine]
     splits = [s._replace(labels=protocols.relabel(s.labels, labels)) for s in splits]
-    size = world.model.config.vision.image_size
     if config.data.augment == "crop":
-        augment = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
+        augment = transforms.crop_for_tower(world.model.config, config.data.crop_scale)
     else:
         augment = world.transform
     reading, seeds = world.reading | {"process": process}, [draw.seed for draw in mine]

@@ -5,6 +5,7 @@ In a run of several processes only the first one says or writes anything (call `
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vlmx import files
+from vlmx.errors import UserError
 
 _START = time.monotonic()
 
@@ -73,8 +75,17 @@ def _key(row):
 def read(workdir):
     """Rows of metrics.jsonl, oldest first; a last line cut short when the process was killed is left out."""
     path = Path(workdir) / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what follows the last newline is not whole
-    return [json.loads(line) for line in lines]
+    if not os.path.lexists(path):
+        return []
+    advice = "Remove this line, or the whole file: it holds curves of trainings, which nothing rests on."
+    lines = files.read_text(path, advice).split("\n")[:-1]  # what follows the last newline is not whole
+    kind = {"run": (str, type(None)), "tag": str, "step": int, "seed": (int, type(None))}
+    rows = [files.parse_json(line, f"{path}, line {n}", advice, kind) for n, line in enumerate(lines, 1)]
+    for n, row in enumerate(rows, 1):
+        odd = [name for name, value in row.items() if not isinstance(value, kind.get(name, (int, float, type(None))))]
+        if odd:
+            raise UserError(f"{path}, line {n}: {odd[0]!r} is {row[odd[0]]!r}, no number. {advice}")
+    return rows
 
 
 def curve(workdir, run, tag="train"):

@@ -10,11 +10,13 @@ import importlib.util
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from vlmx import fields
 from vlmx.errors import PREEMPTED, WRONG, Unwritable, UserError, unknown
 
 # config.family -> the module whose `run` makes it
@@ -40,6 +42,8 @@ def main(argv):
     if config is None:
         print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
+    fields.check_top(config, "family", "title")
+    fields.let_batch_hold(config, config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
 
     def work():
@@ -51,6 +55,9 @@ def main(argv):
 
 def guarded(work, workdir, coordinator=None, process=None, many=None):
     """`work()` as one of `many` processes, or alone; what ends it early ends in a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes may hold what the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     logging.set_verbosity(logging.WARNING)  # orbax reports each of its threads at INFO
     from vlmx import processes  # jax starts here: --help and --list need not wait for it
 
@@ -79,19 +86,35 @@ def guarded(work, workdir, coordinator=None, process=None, many=None):
 
 
 def listing():
-    """The benchmarks (configs/*.py) and the methods (vlmx/methods/*.py), each with the first line of its docstring."""
+    """Return what can be run, a line each: the configs that load, the methods and the variants that they can name."""
+    from vlmx import method, variant  # jax starts here
 
-    def lines(folder, hidden=()):
-        for path in sorted(folder.glob("*.py")):
-            doc = ast.get_docstring(ast.parse(path.read_text())) or ""
-            if path.stem not in hidden and doc:
-                yield f"  {path.stem:18s} {doc.splitlines()[0]}"
+    def docline(path):
+        return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
-    benchmarks = lines(Path("configs"), hidden=("common", "recipes", "vl_common"))
-    found = ["configs (configs/*.py):", *benchmarks]
-    for folder, what in (("methods", "methods"), ("variants", "variants of the vision-and-language configs")):
-        found += [f"{what} (vlmx/{folder}/*.py):", *lines(Path(__file__).parent / folder, hidden=("__init__",))]
-    return "\n".join(found)
+    folder, package = Path("configs"), Path(__file__).parent
+    paths = sorted(path for path in folder.glob("*.py") if is_config(path))
+    lines = [f"  {path.stem:20s} {docline(path)}" for path in paths]
+    if not lines:
+        lines = [f"  none in {folder.resolve()}: start where configs/ is, or name a config by its path."]
+    lines = ["configs (configs/*.py):", *lines, "methods (vlmx/methods/*.py):"]
+    lines += [f"  {name:20s} {docline(package / 'methods' / f'{name}.py')}" for name in method.names()]
+    lines += ["variants of the vision-and-language configs (vlmx/variants/*.py):"]
+    for name, (file, hyper) in variant.PUBLISHED.items():
+        settings = "".join(f"{key}={value}: " for key, value in hyper.items())
+        lines += [f"  {name:20s} {settings}{docline(package / 'variants' / f'{file}.py')}"]
+    return "\n".join(lines)
+
+
+def is_config(path):
+    """Whether a file is a config that loads."""
+    try:
+        if "def get_config" in path.read_text():
+            load(str(path))
+            return True
+    except (UserError, OSError, UnicodeDecodeError):
+        pass
+    return False
 
 
 def parse(argv):
@@ -104,24 +127,55 @@ def parse(argv):
 
 
 def load(named):
-    """The config of `configs/<benchmark>.py[:...]`. UserError where there is no such file or it refuses the rest."""
-    path, colon, arg = named.partition(":")
-    path = Path(path)
+    """Return the config of `configs/<benchmark>.py[:...]`.
+
+    Raises:
+        UserError: there is no such file, it is no config, its code fails, or it refuses what stands behind the colon.
+    """
+    name, colon, arg = named.partition(":")
+    path = Path(name)
+    if not name:
+        raise UserError("--config: expected a file, as in --config configs/digits.py; --list shows what there is.")
+    if path.is_dir() or not path.suffix == ".py" and path.exists():
+        what = "a folder" if path.is_dir() else "no .py file"
+        raise UserError(f"--config {name}: {what}; a config is a Python file with get_config(), as configs/digits.py.")
     if not path.is_file():
-        beside = sorted(path.parent.glob("*.py")) or Path("configs").glob("*.py")
-        raise unknown("config", str(path), beside)
+        beside = sorted(path.parent.glob("*.py")) if path.parent != Path() else Path("configs").glob("*.py")
+        raise unknown("config", name, beside)
     sys.path.insert(0, str(path.resolve().parent.parent))  # configs import configs/common.py
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*([arg] if colon else []))
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"--config {name}: it defines no get_config(), which returns the config.")
+        config = module.get_config(*([arg] if colon else []))
+    except UserError:
+        raise
+    except (Exception, SystemExit) as e:  # the code of a config is the person's
+        raise UserError(f"--config {named}: {place_of(e, path)}{type(e).__name__}: {e}".rstrip(": ")) from e
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {name}: expected a ConfigDict of get_config(); got {type(config).__name__}.")
+    return config
+
+
+def place_of(error, path):
+    """Return "FILE, line N: " of an error in a config's code: the last line of that file, or of what it read."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: "
+    frames = traceback.extract_tb(error.__traceback__)
+    of_config = [frame for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    return "".join(f"{frame.filename}, line {frame.lineno}: " for frame in of_config[-1:])
 
 
 def check_fields(config, argv):
     """UserError for a --config.<field> that the config does not have, naming the nearest."""
     for arg in argv:
         if arg.startswith(("--config.", "-config.")):
-            node, path = config, arg.partition("=")[0].partition("config.")[2]
+            path, _, value = arg.partition("config.")[2].partition("=")
+            node = config
+            if path == "seeds" and value.strip().isdigit():  # elsewhere a number says how many
+                raise UserError(f"--config.seeds={value}: expected a tuple, as in --config.seeds='(1, 2, 3)'.")
             for field in path.split("."):
                 field = field.partition("[")[0]
                 if field not in node:
@@ -131,8 +185,9 @@ def check_fields(config, argv):
 
 def command():
     """Entry of `python -m vlmx.main`: errors of the person's are told in a line, without a traceback."""
-    sys.modules["__main__"].__doc__ += "\n" + listing()  # for --help
     try:
+        if {arg.lstrip("-") for arg in sys.argv[1:]} & {"help", "helpshort", "h", "?", "helpfull"}:
+            sys.modules["__main__"].__doc__ += "\n" + listing()
         app.run(main, flags_parser=parse)
     except UserError as e:
         print(f"\nerror: {e}", file=sys.stderr)

@@ -11,7 +11,8 @@ import importlib.resources
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ import optax
 from vlmx import partition
 from vlmx.errors import UserError, unknown
 
+PRETRAINING = ("contrastive", "denoising")  # losses of configs/pretrain_*.py, in no recipe
 PHOTO = "a photo of a {}."  # the template of the methods that ignore the data set's own
 
 
@@ -147,16 +149,19 @@ def make(name, **hyperparameters):
 
     "a+b" is the combination of both (vlmx/combine.py), "a+ensemble" the adaptive ensemble on top (vlmx/ensemble.py);
     then the hyper-parameters are {name: {...}}. Raises UserError: unknown method or hyper-parameter, with the valid
-    ones and the nearest.
+    ones and the nearest, or a hyper-parameter of another type or out of bounds.
     """
     if "+" in name:
         from vlmx import combine, ensemble  # they import this module
 
         *inner, last = name.split("+")
         inner += [last] if last != "ensemble" else []
-        made = {one: make(one, **hyperparameters.get(one, {})) for one in inner}
-        method = combine.several(made) if len(inner) > 1 else made[inner[0]]
-        return _made(last, ensemble.make, hyperparameters.get(last, {}), method) if last == "ensemble" else method
+        for key, values in hyperparameters.items():
+            if not isinstance(values, Mapping):
+                raise UserError(f"hyper-parameters of {key}: expected {{name: value}}; got {reprlib.repr(values)}.")
+        parts = {one: make(one, **hyperparameters.get(one, {})) for one in inner}
+        method = combine.several(parts) if len(inner) > 1 else parts[inner[0]]
+        return build(last, ensemble.make, hyperparameters.get(last, {}), method) if last == "ensemble" else method
     path = name if "." in name else f"vlmx.methods.{name}"
     try:
         module = importlib.import_module(path)
@@ -164,22 +169,58 @@ def make(name, **hyperparameters):
         if e.name is None or not path.startswith(e.name):
             raise  # the module was found, something that it imports is missing
         raise unknown("method", name, names()) from None
-    return _made(name, module.make, hyperparameters)
+    return build(name, module.make, hyperparameters)
 
 
-def _made(name, build, hyperparameters, *args):
-    """`build(*args, **hyperparameters)`; UserError for one that it does not take."""
-    known = list(inspect.signature(build).parameters)[len(args) :]
-    for key in hyperparameters:
+def build(name, make, hyperparameters, *args):
+    """Return `make(*args, **hyperparameters)` of the method or variant `name`.
+
+    Raises:
+        UserError: a hyper-parameter that `make` does not take, of another type than its default, or out of bounds.
+    """
+    known = dict(list(inspect.signature(make).parameters.items())[len(args) :])
+    for key, value in hyperparameters.items():
         if key not in known:
             raise unknown(f"hyper-parameter of {name}", key, known)
-    return build(*args, **hyperparameters)
+        if expected := expected_instead(key, value, known[key].default):
+            raise UserError(f"hyper-parameter {key} of {name}: expected {expected}; got {reprlib.repr(value)}.")
+    return make(*args, **hyperparameters)
+
+
+MOST = 10**6  # of a hyper-parameter that is a whole number
+MOST_VECTORS = 1000  # of n_ctx and depth: as many vectors or layers as no tower has
+
+
+def expected_instead(key, value, default):
+    """Return what a hyper-parameter should be, in words, or "" where `value` is of the kind of its default."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool | np.bool_) else "True or False"
+    if isinstance(default, int):
+        most = MOST_VECTORS if key.startswith(("n_ctx", "depth")) else MOST
+        right = isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= value <= most
+        return "" if right else f"a whole number from 0 to {most:,}"
+    if isinstance(default, float):
+        return "" if _is_number(value) else "a finite number"
+    if isinstance(default, str | tuple):
+        items = (value,) if isinstance(value, str) else value
+        right = isinstance(items, tuple | list) and len(items) <= MOST_VECTORS and all(map(_is_word_or_number, items))
+        return "" if right else "a text of at most 1,000 letters, or a list of texts or numbers"
+    return ""
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _is_word_or_number(value):
+    return len(value) <= 1000 if isinstance(value, str) else _is_number(value)
 
 
 def names():
-    """The methods of the package: the files of vlmx/methods/."""
+    """The methods that a config can name: the files of vlmx/methods/ without the losses of pre-training."""
     folder = importlib.resources.files("vlmx.methods")
-    return sorted(f.name[:-3] for f in folder.iterdir() if f.name.endswith(".py") and f.name != "__init__.py")
+    files = (f.name[:-3] for f in folder.iterdir() if f.name.endswith(".py") and f.name != "__init__.py")
+    return sorted(name for name in files if name not in PRETRAINING)
 
 
 def image_features(model, batch):
@@ -192,7 +233,7 @@ def image_features(model, batch):
 def prompts(task, templates):
     """Texts of every class in every template, class first: (list of C*len(templates) texts, list of what each is)."""
     pairs = [(name, t) for name in task.classnames for t in templates]
-    texts = [t.format(name.replace("_", " ")) for name, t in pairs]
+    texts = [t.replace("{}", name.replace("_", " ")) for name, t in pairs]  # other braces are text
     return texts, [f"class {name!r} in template {t!r}" for name, t in pairs]
 
 

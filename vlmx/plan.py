@@ -15,7 +15,6 @@ the config can be set: --config.recipe.maple.batch=64.
 
 import argparse
 import functools
-import json
 import re
 import sys
 import time
@@ -52,6 +51,10 @@ def arguments(argv):
     args, rest = parser.parse_known_args(argv)
     if wrong := [word for word in rest if not re.match(r"--config\.[\w.]+=", word)]:
         parser.error(f"unexpected argument {wrong[0]!r}; a field of the config is set by --config.<field>=<value>")
+    if not any(map(str.strip, args.topology.split(","))):
+        parser.error("--topology: expected one or several, with commas between, as in v5e-8,cpu:8")
+    if min(args.batch, args.batch_a_chip) < 0 or args.batch and args.batch_a_chip:
+        parser.error("--batch, --batch-a-chip: expected one of them, a positive number")
     return args, rest
 
 
@@ -69,10 +72,16 @@ def planner(named, fields):
 def configured(named, fields=()):
     """The config of `configs/<benchmark>.py[:...]` with the fields that the command line sets, checked."""
     config = command.load(named)
-    if config.family not in ("classification", "vl"):
+    if config.get("family") not in ("classification", "vl"):
         raise UserError(f"{named}: plans are made of classification and of vision-and-language configs")
     command.check_fields(config, fields)
     settings.set_fields(config, fields)
+    if config.family == "vl":
+        from vlmx import vl  # readers and metrics of many tasks
+
+        vl.check(config)
+    else:
+        settings.check(config)
     return config
 
 
@@ -281,14 +290,23 @@ def write(workdir, title, plans):
         files.write(workdir / "roofline.svg", charts.alone(charts.roofline(shown)))
 
 
+def read_plans(path):
+    """The plans of a plan.json. UserError where it is damaged."""
+    advice = "Remove it, or give another --workdir."
+    plans = files.read_json(path, advice, {"plans": [dict]})["plans"]
+    with files.reading(path, advice):
+        table(plans)
+    return plans
+
+
 # -------------------------------------------------------------------- the command
 def run(args, fields):
     """Plans of every step on every topology; printed, and written where there is a workdir, as they are made."""
-    slices = [chips.parse(text) for text in args.topology.split(",") if text]
+    slices = [chips.parse(text) for text in args.topology.split(",") if text.strip()]
     chips.prepare(slices)
     title, steps = planner(args.config, fields)
     path = Path(args.workdir) / "plan.json" if args.workdir else None
-    plans = json.loads(path.read_text())["plans"] if path and path.exists() else []
+    plans = read_plans(path) if path and path.exists() else []
     of = lambda p: (p["step"], p["topology"], p["examples"])
     done = {of(p) for p in plans}
     for slice in slices:

@@ -1,106 +1,146 @@
 """What a tuned checkpoint says of pictures.
 
     python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image x.jpg more.jpg
-    python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image x.jpg --classes cat,dog
+    python -m vlmx.predict --checkpoint runs/digits/coop-few_shot/seed_1 --image folder table.csv --classes 'cat,"a, b"'
     python -m vlmx.predict --checkpoint runs/scenes_vl/single_adapter/tuned --image x.jpg --text "vqa: what is it?"
 
 Of a method for CLIP: the likeliest classes with their probabilities. Of a variant of VL-T5 or VL-BART: its answer to
 the text, which begins with the task's prefix (video tasks: ends with it); two pictures for a task of pairs, a video or
 its frames for one of videos. --attention out.png draws where it looks meanwhile (vlmx/attention.py). Many at once:
 --jsonl FILE, lines {"image": path} or {"image": [path, path], "text": text}; each comes back with "classes" or
-"answer", or "error", on standard output or in --out.
+"answer", or "error", on standard output or in --out. Exit status 2 where no image could be read.
+
+A checkpoint may name only methods of vlmx; another one is imported only where --allow-methods names it.
 """
 
 import argparse
+import contextlib
+import csv
 import functools
 import json
+import os
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
-from vlmx import checkpoint, files, shard, variant
+from vlmx import checkpoint, files, partition, shard, variant
 from vlmx import method as methods
-from vlmx.data import pipeline, transforms
-from vlmx.data.task import split
-from vlmx.errors import UserError, unknown
+from vlmx.data import image_files, pipeline, transforms
+from vlmx.data.task import Split
+from vlmx.errors import WRONG, UserError, unknown
 from vlmx.models import zoo
 
 TOP = 5
+ITEM = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",][^,]*|))\s*(,|$)')  # a name of --classes, quoted or not
 
 
 # -------------------------------------------------------------------- methods for CLIP
 class Classifier:
-    """A tuned CLIP method, ready to say which class pictures are of.
+    """A tuned CLIP method, ready to say which class images are of.
 
-    folder: .../seed_N of a run, with tuned.safetensors and tuned.json. classes: other names than those tuned on, for
-    methods that can be carried to them. model: where the backbone lies, if not where the run found it.
-    Raises UserError: no checkpoint there, another backbone, classes that the method has nothing for.
+    Args:
+        folder: .../seed_N of a run, with tuned.safetensors and tuned.json.
+        classes: other names than those tuned on, for methods that can be carried to them.
+        model: where the backbone lies, if not where the run found it.
+        allow_methods: modules outside of vlmx that the checkpoint may name as its method; importing one runs it.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, another backbone, classes that the method has nothing for.
     """
 
-    def __init__(self, folder, classes=(), model=None):
-        v, meta = checkpoint.read(folder)
-        meta = _of_the_run(Path(folder)) | meta
+    def __init__(self, folder, classes=(), model=None, allow_methods=()):
+        v, meta = checkpoint.read(folder, ("method", "hyper", "backbone", "classes"))
+        meta = _of_the_run(folder) | meta
+        name = meta.get("make", meta["method"])
+        checkpoint.refuse_outside(folder, name, methods.names(), allow_methods)
         if "model" not in meta and not model:
             raise UserError(f"{folder}/tuned.json does not say which CLIP it was tuned on: name it with --model.")
-        loaded = zoo.load(model or meta["model"], image_size=meta.get("image_size") or None)
+        classes = (classes,) if isinstance(classes, str) else tuple(classes)
+        learnt, self.classes = tuple(meta["classes"]), classes or tuple(meta["classes"])
+        if twice := [c for c in dict.fromkeys(self.classes) if self.classes.count(c) > 1]:
+            raise UserError(f"the class {twice[0]!r} is named twice; each name is one class.")
+        with _fitting(folder):
+            method = methods.make(name, **meta["hyper"])
+        if self.classes != learnt and not method.carries and (odd := [c for c in self.classes if c not in learnt]):
+            raise UserError(
+                f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
+                f"{', '.join(learnt)}."
+            )
+        loaded = zoo.load(model or meta["model"], **zoo.overrides(meta))
         if loaded.digest != meta["backbone"]:
             raise UserError(
                 f"{folder} was tuned on the backbone with SHA-256 {meta['backbone']}; {model or meta['model']} has "
                 f"{loaded.digest}. Name the one it was tuned on with --model."
             )
-        method = methods.make(meta.get("make", meta["method"]), **meta["hyper"])
-        if "backbone" in v["train"]:
-            v["train"]["backbone"] = _whole(v["train"]["backbone"], loaded.model.params)
+        methods.refuse_tower(name, method, loaded.model, model or meta["model"])
         task = functools.partial(
             methods.Task, templates=tuple(meta.get("templates") or (methods.PHOTO,)),
-            ensemble=tuple(meta.get("ensemble") or (methods.PHOTO,)), tokenize=loaded.tokenizer,
+            ensemble=tuple(meta.get("ensemble") or (methods.PHOTO,)),
+            tokenize=functools.partial(loaded.tokenizer, truncate=meta.get("truncate", False)),
         )  # fmt: skip
-        learnt, self.classes = tuple(meta["classes"]), tuple(classes) or tuple(meta["classes"])
-        if self.classes != learnt and not method.carries:
-            if odd := [c for c in self.classes if c not in learnt]:
-                raise UserError(
-                    f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
-                    f"{', '.join(learnt)}."
-                )
-            consts = method.setup(loaded.model, task(learnt))
-            method = methods.only(method, [learnt.index(c) for c in self.classes])
-        else:
-            consts = method.setup(loaded.model, task(self.classes))
-        self.v, self.model, self.consts, self.upright = v, loaded.model, consts, meta.get("upright", False)
-        self.apply = jax.jit(functools.partial(_outputs, method.apply))
         size = loaded.model.config.vision.image_size
-        self.transform = functools.partial(transforms.center, size=size)
-        try:
+        with _fitting(folder):
+            _refuse_misfit(folder, method, loaded.model, task(learnt), v)
+            if "backbone" in v["train"]:
+                v["train"]["backbone"] = _whole(v["train"]["backbone"], loaded.model.params)
+            if self.classes == learnt or method.carries:
+                consts = method.setup(loaded.model, task(self.classes))
+            else:
+                consts = method.setup(loaded.model, task(learnt))
+                method = methods.only(method, [learnt.index(c) for c in self.classes])
             one = np.zeros((1, size, size, 3), np.uint8)
-            said = jax.eval_shape(self.apply, v, loaded.model, consts, one)
-            self.says = tuple(name for name, a in said.items() if a.shape[:1] == (1,))
-        except (KeyError, TypeError, ValueError) as e:
-            raise UserError(f"{folder}/tuned.safetensors does not fit {meta['method']}: {e}") from e
+            self.apply = jax.jit(functools.partial(_outputs, method.apply))
+            outputs = jax.eval_shape(self.apply, v, loaded.model, consts, one)
+        self.shapes = {name: a.shape[1:] for name, a in outputs.items() if a.shape[:1] == (1,)}
+        self.says = tuple(self.shapes)
+        self.folder, self.v, self.model, self.consts = folder, v, loaded.model, consts
+        self.upright = meta.get("upright", False)
+        self.transform = transforms.for_tower(loaded.model.config)
 
-    def __call__(self, paths, batch=32):
-        """Probabilities `(n, C)` float32 of picture files, NaN for those that cannot be read, and why: [Bad]."""
-        said, bad = self.outputs(paths, ("logits",), batch)
-        return np.asarray(jax.nn.softmax(said["logits"])), bad
+    def __call__(self, images, batch=32):
+        """Return the probabilities `(n, C)` float32 of images, NaN for those that cannot be read, and why: [Bad].
 
-    def outputs(self, paths, names, batch=32):
-        """What the method computes on the way, of the pictures: {name: `(n, ...)` float32}, with NaN for those that
-        cannot be read, and why: [Bad]. `names`: some of `self.says`, what its `apply` returns for each image; UserError
-        for others."""
+        Args:
+            images: image files, PIL images or uint8 arrays; or a single one of them.
+            batch: how many are computed at once.
+        """
+        outputs, bad = self.outputs(images, ("logits",), batch)
+        return np.asarray(jax.nn.softmax(outputs["logits"])), bad
+
+    def outputs(self, images, names, batch=32):
+        """What the method computes on the way, of images as `__call__` takes them: {name: `(n, ...)` float32}, with NaN
+        for those that cannot be read, and why: [Bad]. `names`: some of `self.says`, what its `apply` returns for each
+        image; UserError for others, and for logits that are not finite."""
         for name in names:
             if name not in self.says:
                 raise unknown("output of this method", name, self.says)
-        said, bad, batch = {}, [], min(batch, len(paths))
-        part = split("", list(map(str, paths)), [0] * len(paths))
+        images, bad = _several(images), []
+        rows = {name: np.full((len(images), *self.shapes[name]), np.nan, np.float32) for name in names}
+        titles = [os.fspath(image) if isinstance(image, os.PathLike | str) else f"image {i}"
+                  for i, image in enumerate(images)]  # fmt: skip
+        part = Split(images, np.zeros(len(images), np.int32), titles)
+        batch = max(min(batch, len(images)), 1)
         for b in pipeline.eval_batches(part, self.transform, batch, upright=self.upright, bad=bad):
             real = b["weight"] > 0
             out = self.apply(self.v, self.model, self.consts, b["image"])
             for name in names:
-                rows = np.full((len(paths), *out[name].shape[1:]), np.nan, np.float32)
-                said.setdefault(name, rows)[b["index"][real]] = np.asarray(out[name])[real]
-        return said, bad
+                rows[name][b["index"][real]] = np.asarray(out[name])[real]
+            if "logits" in names and not np.isfinite(rows["logits"][b["index"][real]]).all():
+                raise UserError(f"{self.folder}/tuned.safetensors: its numbers give logits that are not finite.")
+        return rows, bad
+
+
+def _several(images):
+    """The images as a list: a path, a PIL image or an array `(H, W[, 3])` alone is one."""
+    one = isinstance(images, str | os.PathLike | bytes | Image.Image) or getattr(images, "dtype", None) == np.uint8
+    return [images] if one and getattr(images, "ndim", 0) < 4 else list(images)
 
 
 def _outputs(apply, v, model, consts, images):
@@ -112,13 +152,65 @@ def _whole(tree, like):
     return {k: _whole(tree.get(k, {}), v) if isinstance(v, dict) else tree.get(k) for k, v in like.items()}
 
 
+@contextlib.contextmanager
+def _fitting(folder):
+    """UserError, naming tuned.json, for hyper-parameters and arrays that a method or variant cannot be built of."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
+        problem = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:200]}"
+        raise UserError(f"{folder}: tuned.json and tuned.safetensors do not fit the method ({problem}).") from e
+
+
+def _refuse_misfit(folder, method, model, task, v):
+    """UserError where the arrays of `v` are not those that a training of the method on the classes of `task` leaves."""
+    consts = jax.eval_shape(lambda model: method.setup(model, task), model)
+    C, E = len(task.classnames), model.config.embed_dim
+
+    def arrays_of(M):
+        """The shapes of a training on M images, by path."""
+        of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+        support = {"features": of(jnp.float32, M, E), "label": of(jnp.int32, M)}
+        support |= {"prior": {"text_features": of(jnp.float32, C, E)}} if method.prior else {}
+        start = lambda model, consts, support: methods.start(method, jax.random.key(0), model, consts, support)
+        return jax.eval_shape(start, model, consts, support)
+
+    leaves = dict(zip(partition.paths(v), jax.tree.leaves(v), strict=True))
+    one, two = (dict(zip(partition.paths(t), jax.tree.leaves(t), strict=True)) for t in map(arrays_of, (1, 2)))
+    images = [  # of the training: where a cache or labels say how many there were
+        leaves[path].shape[axis]
+        for path in one
+        for axis, (a, b) in enumerate(zip(one[path].shape, two[path].shape, strict=True))
+        if a != b and path in leaves and leaves[path].ndim == one[path].ndim
+    ]
+    # What a search on validation images leaves in "fixed" is its own; `apply` says what it lacks.
+    free = ("fixed",) if method.finalize else ()
+    checkpoint.refuse_misfit(folder, leaves, arrays_of(images[0] if images else 1), free)
+    label = leaves.get("fixed/label", np.zeros(0))
+    if label.size and not (0 <= label.min() and label.max() < C):
+        raise UserError(f"{folder}/tuned.safetensors: 'fixed/label' numbers classes beyond the {C} of tuned.json.")
+
+
 def _of_the_run(folder):
-    """What the config of the checkpoint's run says of the model, where it is still two folders above."""
-    path = folder.absolute().parent.parent / "config.json"
+    """What the config of the checkpoint's run says, where it is still two folders above: fields of checkpoint.FIELDS.
+    A config.json of something else says nothing."""
+    path = Path(folder).absolute().parent.parent / "config.json"
     if not path.exists():
         return {}
-    config = json.loads(path.read_text())
-    return {"model": config["model"]["name"], "image_size": config["model"].get("image_size"), "config": config}
+    config = files.read_json(path, "Repair it, or move the checkpoint's folder elsewhere.")
+    model, tower = config.get("model"), config.get("tower")
+    if not isinstance(model, dict) or "name" not in model:
+        return {}
+    found = {"model": model["name"], "seed": config.get("seed")}
+    found |= zoo.overrides(model) | {key: model.get(key) for key in ("truncate", "start")}
+    if isinstance(tower, dict):
+        found |= {"tower": tower.get("name"), "what": tower.get("what")}
+        found |= {f"tower_{key}": value for key, value in zoo.overrides(tower).items()}
+    found = {key: value for key, value in found.items() if value is not None}
+    checkpoint.refuse_wrong_fields(path, found)
+    return found
 
 
 # -------------------------------------------------------------------- variants of VL-T5 and VL-BART
@@ -126,27 +218,34 @@ class Answerer:
     """A tuned variant of VL-T5 or VL-BART, ready to answer texts about pictures.
 
     folder: .../<variant>/tuned of a run. model, tower: where the language model and the CLIP whose features it reads
-    lie, if not where the run found them. Raises UserError as Classifier does.
+    lie, if not where the run found them. allow_methods, and what is raised: as Classifier.
     """
 
-    def __init__(self, folder, model=None, tower=None):
+    def __init__(self, folder, model=None, tower=None, allow_methods=()):
         from vlmx.data import vl_forms
+        from vlmx.extract import WHAT
         from vlmx.models.vlseq import Visual
 
-        _, meta = checkpoint.read(folder)
-        config = _of_the_run(Path(folder)).get("config", {})
-        model, tower = model or config.get("model", {}).get("name"), tower or config.get("tower", {}).get("name")
+        meta = checkpoint.read_about(folder, ("variant", "hyper", "backbone", "tasks", "visual"))
+        meta = _of_the_run(folder) | meta
+        checkpoint.refuse_outside(folder, meta["variant"], variant.names(), allow_methods)
+        model, tower = model or meta.get("model"), tower or meta.get("tower")
         if not model or not tower:
             raise UserError(
                 f"the config.json of the run is not above {folder}: name the language model with --model, the CLIP "
                 "whose features it was tuned on with --tower."
             )
-        loaded = zoo.load_seq(model, visual=Visual(**meta["visual"]), seed=config.get("seed", 0))
+        self.what = meta.get("what", "grid")
+        if self.what not in WHAT:
+            raise unknown(f"value of tower.what in the config.json above {folder}:", self.what, WHAT)
+        with _fitting(folder):
+            self.chosen, visual = variant.make(meta["variant"], **meta["hyper"]), Visual(**meta["visual"])
+            loaded = zoo.load_seq(model, visual=visual, seed=meta.get("seed", 0))
         self.model, digest, self.words, self.tasks = loaded.model, loaded.digest, loaded.tokenizer, []
-        if start := config.get("model", {}).get("start"):
-            self.model, digest = variant.begun(self.model, start, digest)
-        self.chosen = variant.make(meta["variant"], **meta["hyper"])
-        like = variant.shapes(self.chosen, self.model, len(meta["tasks"]))
+        if meta.get("start"):
+            self.model, digest = variant.begun(self.model, meta["start"], digest)
+        with _fitting(folder):
+            like = variant.shapes(self.chosen, self.model, len(meta["tasks"]))
         self.v, _ = variant.load(folder, like, digest)
         room = self.model.config.positions or 1024  # T5 has no table of positions
         for name in meta["tasks"]:
@@ -154,8 +253,9 @@ class Answerer:
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
             self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
-        self.clip, self.what = zoo.load(tower).model, config.get("tower", {}).get("what", "grid")
-        self.transform = functools.partial(transforms.squash, size=self.clip.config.vision.image_size)
+        stated = {key: meta.get(f"tower_{key}") for key in zoo.STATED}
+        self.clip, self.what = zoo.load(tower, **stated).model, meta.get("what", "grid")
+        self.transform = transforms.whole_for_tower(self.clip.config)
         self.mesh = shard.make_mesh(devices=jax.devices()[:1])
 
     def task_of(self, text, images):
@@ -205,7 +305,7 @@ class Answerer:
             asked.append((number, Example("", names, rest)))
 
         def pixels(part):
-            return np.stack([self.transform(picture) for picture in self.pictures(*part)])
+            return map(self.transform, self.pictures(*part))
 
         batch = min(len(wanted), 32)
         features = dict(encode(self.clip, wanted, pixels, WHAT[self.what], batch, self.mesh))
@@ -232,19 +332,19 @@ class Answerer:
         return World(config, None, self.mesh, tasks, features, self.model, self.words, None), mix
 
     def pictures(self, video, refs):
-        """PIL images; of a video's file its frames, as many a second as were tuned on. Raises BadImage."""
+        """PIL images, one after the other; of a video's file its frames, as many a second as were tuned on. Raises
+        BadImage."""
         from vlmx.data import video as videos
 
         if video and len(refs) == 1 and isinstance(refs[0], str) and refs[0].lower().endswith(videos.VIDEOS):
-            return list(videos.frames(refs[0], videos.RATE))
-        return [transforms.decode(ref) for ref in refs]
+            return videos.frames(refs[0], videos.RATE)
+        return map(transforms.decode, refs)
 
 
 # -------------------------------------------------------------------- the command
-def classify(args, requests):
+def classify(args, requests, classes):
     """Rows {"image", "classes": {name: probability}} or {"image", "error"}."""
-    classes = [c.strip() for c in args.classes.split(",") if c.strip()]
-    model = Classifier(args.checkpoint, classes, args.model)
+    model = Classifier(args.checkpoint, classes, args.model, args.allow_methods)
     p, bad = model([r["image"][0] for r in requests], args.batch)
     reasons = {b.index: b.reason for b in bad}
     for i, request in enumerate(requests):
@@ -255,44 +355,119 @@ def classify(args, requests):
             yield {"image": request["image"][0], "classes": {model.classes[c]: round(float(p[i, c]), 6) for c in best}}
 
 
-def answer(args, requests):
+def answer(args, requests, classes):
     """Rows {"image", "text", "answer"} or {..., "error"}."""
-    model = Answerer(args.checkpoint, args.model, args.tower)
+    del classes  # an answer is free text
+    model = Answerer(args.checkpoint, args.model, args.tower, args.allow_methods)
     if args.attention:
         from vlmx import attention
 
         seen = attention.attend(model, requests[0]["image"], requests[0]["text"])
         files.write(args.attention, attention.png(seen.figure()))
-        said = [seen.answer]
+        answers = [seen.answer]
     else:
-        said = model([(r["text"], r["image"]) for r in requests])
-    for request, a in zip(requests, said, strict=True):
+        answers = model([(r["text"], r["image"]) for r in requests])
+    for request, a in zip(requests, answers, strict=True):
         yield request | ({"error": str(a)} if isinstance(a, Exception) else {"answer": a})
 
 
+def class_names(text, learnt=()):
+    """Return the names that --classes lists: separated by commas, quoted where one contains a comma; or the lines of a
+    file. Spaces that repeat count as one, except where a name that was tuned on has them.
+
+    Args:
+        text: the word of the command line, or the path of a file, with or without @ in front.
+        learnt: the names that were tuned on.
+    """
+    if text.startswith("@") or os.path.isfile(text):
+        advice = "--classes: expected a file with a name in each line."
+        names = files.read_text(text.removeprefix("@"), advice).split("\n")
+    else:
+        names, at = [], 0
+        while at <= len(text):
+            item = ITEM.match(text, at)
+            if not item:
+                raise UserError(
+                    f'--classes {text}: a quote that does not end; expected names as in "cat, domestic",dog.'
+                )
+            names.append(item[2] if item[1] is None else item[1].replace('""', '"'))
+            at = item.end() + (item[3] == "")  # behind the last one the text ends
+    spelled = {" ".join(name.split()): name for name in learnt}
+    names = [" ".join(name.split()) for name in names]
+    names = [spelled.get(name, name) for name in names if name]
+    if text and not names:
+        raise UserError(f"--classes {text}: no name in it; expected names with commas between, or a file of them.")
+    return names
+
+
+def list_files(words):
+    """Return the image files that --image names: files, all images in folders, the rows of tables (.csv with a column
+    `path` or `image`; relative paths are below the table's folder)."""
+    paths = []
+    for word in words:
+        if os.path.isdir(word):
+            found = image_files.list_images(word, Counter())
+            if not found:
+                raise UserError(f"--image {word}: a folder without images.")
+            paths += [os.path.join(word, path) for path in found]
+        elif word.lower().endswith(".csv"):
+            paths += _rows_of_table(word)
+        else:
+            paths.append(word)
+    return paths
+
+
+def _rows_of_table(file):
+    advice = "Expected a table with commas, whose first line names a column `path` or `image`."
+    text = files.read_text(file, advice)
+    try:
+        head, *rows = csv.reader(text.splitlines(), strict=True)
+        column = next(i for i, name in enumerate(head) if name.strip().lower() in ("path", "image"))
+        paths = [row[column].strip() for row in rows if row]
+    except (csv.Error, IndexError, StopIteration, ValueError) as e:
+        raise UserError(f"--image {file}: not such a table. {advice}") from e
+    if not all(paths) or not paths:
+        raise UserError(f"--image {file}: {'a row without a path' if paths else 'no rows'}. {advice}")
+    return [os.path.join(os.path.dirname(file), path) for path in paths]
+
+
 def requests_of(args):
-    """What is asked, as [{"image": [paths], "text"}]. UserError for lines that are not as they should be."""
-    if not args.jsonl:
-        together = [args.image] if args.text else [[path] for path in args.image]
-        return [{"image": paths, "text": args.text} for paths in together]
+    """What is asked, as [{"image": [paths], "text"}]. UserError for lines that are not as they should be, and where
+    there is none of the files."""
+    requests = _lines_of(args) if args.jsonl else _asked_at_once(args)
+    paths = [path for request in requests for path in request["image"]]
+    if not any(map(os.path.isfile, paths)):
+        several = f" and {len(paths) - 1} more: none of them" if len(paths) > 1 else ""
+        raise UserError(f"{image_files.printable(paths[0])}{several}: no such image file.")
+    return requests
+
+
+def _asked_at_once(args):
+    paths = list_files(args.image)
+    return [{"image": some, "text": args.text} for some in ([paths] if args.text else [[path] for path in paths])]
+
+
+def _lines_of(args):
+    expected = 'expected {"image": path or [paths]}, with "text" for language models.'
     try:
         lines = Path(args.jsonl).read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:  # no UTF-8, no path
         raise UserError(f"--jsonl {args.jsonl}: {getattr(e, 'strerror', None) or f'not UTF-8 text ({e})'}.") from e
-    rows, expected = [], 'expected {"image": path or [paths]}, with "text" for language models.'
+    requests = []
     for n, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as e:
-            raise UserError(f"{args.jsonl}, line {n}: no valid json ({e.msg}); {expected}") from e
-        if row is None:
+        if not line.strip():
             continue
-        paths, text = (row.get("image"), row.get("text", args.text)) if isinstance(row, dict) else (None, None)
+        row = files.parse_json(line, f"{args.jsonl}, line {n}", expected)
+        paths, text = row.get("image"), row.get("text", args.text)
         paths = [paths] if isinstance(paths, str) else paths
-        if not isinstance(paths, list) or not all(isinstance(x, str) for x in [*paths, text]) or not paths:
+        if not isinstance(paths, list) or not paths or not all(map(checkpoint.is_text, paths)):
             raise UserError(f"{args.jsonl}, line {n}: {expected}")
-        rows.append({"image": paths, "text": text})
-    return rows
+        if not isinstance(text, str) or text and not checkpoint.is_text(text):
+            raise UserError(f"{args.jsonl}, line {n}: {expected}")
+        requests.append({"image": paths, "text": text})
+    if not requests:
+        raise UserError(f"--jsonl {args.jsonl}: no line in it; {expected}")
+    return requests
 
 
 def told(row):
@@ -308,19 +483,24 @@ def told(row):
 def run(args):
     """What the command line asks for; returns the rows."""
     folder = Path(args.checkpoint)
-    _, meta = checkpoint.read(folder)
-    requests = requests_of(args)
+    meta = checkpoint.read_about(folder)
     seq = "variant" in meta
-    if seq and not all(r["text"] for r in requests):
-        raise UserError(f'{folder} is of a language model: say what is asked with --text, or "text" in each line.')
+    if not seq and "method" not in meta:
+        raise UserError(f"{folder}/tuned.json names no method and no variant. {checkpoint.AGAIN}")
     if seq and args.classes:
         raise UserError(f"{folder} is of a language model; --classes are for methods of CLIP.")
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: expected a number of images, at least 1.")
+    requests, classes = requests_of(args), class_names(args.classes, meta.get("classes", ()))
+    if seq and not all(r["text"] for r in requests):
+        raise UserError(f'{folder} is of a language model: say what is asked with --text, or "text" in each line.')
     if args.attention and (not seq or len(requests) > 1):
         raise UserError("--attention draws one question to a language model: --image and --text, without --jsonl.")
     if not seq and (args.text or any(len(r["image"]) > 1 for r in requests)):
         raise UserError(f"{folder} is of {meta['method']}, which classifies pictures one by one: without --text.")
-    rows = list((answer if seq else classify)(args, requests))
+    rows = list((answer if seq else classify)(args, requests, classes))
     lines = [json.dumps(row, ensure_ascii=False) if args.jsonl or args.out else told(row) for row in rows]
+    lines = [image_files.printable(line) for line in lines]  # names that are not UTF-8
     if args.out:
         files.write(args.out, "".join(line + "\n" for line in lines))
     else:
@@ -336,9 +516,16 @@ def arguments(argv):
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder with tuned.safetensors and .json")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--image", nargs="+", metavar="FILE", help="picture files")
+    what.add_argument("--image", nargs="+", metavar="FILE", help="image files, folders of them, tables (.csv)")
     what.add_argument("--jsonl", metavar="FILE", help="many, a json object a line")
-    parser.add_argument("--classes", default="", help="with commas between; default: those that were tuned on")
+    parser.add_argument(
+        "--classes", default="", metavar="NAMES", help="with commas between, quoted where a name has one, as in "
+        "'\"cat, domestic\",dog'; or a file with a name a line; default: those that were tuned on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-methods", default=(), metavar="MODULE,...", type=lambda text: tuple(text.split(",")),
+        help="modules outside of vlmx that the checkpoint may name; importing one runs it",
+    )  # fmt: skip
     parser.add_argument("--text", default="", help="what is asked, as 'vqa: what colour is the circle?'")
     parser.add_argument("--attention", metavar="FILE.png", help="where the model looks, drawn over the pictures")
     parser.add_argument("--model", help="where the backbone lies, if not where the run found it")
@@ -352,8 +539,11 @@ def main(argv):
     """The command; returns the exit status."""
     from vlmx import main as command  # it defines flags: not where another command imports this file
 
-    args = arguments(argv)
-    command.guarded(lambda: run(args), args.out or ".")
+    args, rows = arguments(argv), []
+    command.guarded(lambda: rows.extend(run(args)), args.out or ".")
+    if all("error" in row for row in rows):
+        print("\nerror: no image could be read.", file=sys.stderr)
+        return WRONG
     return 0
 
 

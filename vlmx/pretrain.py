@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from vlmx import checkpoint, fit, logs, method, optim, partition, streams
+from vlmx import checkpoint, fields, files, fit, logs, method, optim, partition, settings, streams
 from vlmx.data import embedded, pairs, scenes, tokenizer, transforms
+from vlmx.errors import UserError
 from vlmx.models import convert
 from vlmx.models.clip import Clip, ClipConfig, Text, ViT
 
@@ -23,6 +24,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 def run(config, workdir):
     """Everything from nothing to `workdir/clip`, a Hugging Face directory; returns what pretrain.json says."""
+    check(config, ("vision", "text"))
+    if config.data.length > config.text.context:
+        raise UserError(
+            f"config.data.length: expected at most text.context, {config.text.context}; got {config.data.length}."
+        )
     workdir, began = Path(workdir), time.monotonic()
     folder = workdir / "clip"
     if made := finished(folder):
@@ -55,6 +61,23 @@ def run(config, workdir):
     for name, accuracy in figures.items():
         logs.say(f"zero-shot {name:18s} {accuracy:6.2f} %")
     return finish(folder, config, params, began, {"zero_shot_accuracy": figures})
+
+
+def check(config, towers):
+    """Check a config of pre-training before anything is drawn.
+
+    Args:
+        config: a ConfigDict.
+        towers: names of the groups of fields with `width` and `heads`; () where these are the config's own.
+
+    Raises:
+        UserError: a field that is not as vlmx/fields.py says, or fields that do not go together.
+    """
+    fields.check(config)
+    for prefix, tower in [(f"{name}.", config[name]) for name in towers] or [("", config)]:
+        if tower.width % tower.heads:
+            raise UserError(f"config.{prefix}heads: expected a divisor of the width, {tower.width}; got {tower.heads}.")
+    settings.check_optimizer("optimizer", config.optimizer, config.steps, config.steps)
 
 
 def train(config, workdir, name, model, stream, unit):
@@ -98,9 +121,9 @@ def finish(folder, config, params, began, figures):
         "config": config.to_dict(), "parameters": partition.count(params),
         "minutes": round((time.monotonic() - began) / 60, 1), **figures,
     }  # fmt: skip
-    (folder / "pretrain.json").write_text(json.dumps(made, indent=2) + "\n")
+    files.write(folder / "pretrain.json", json.dumps(made, indent=2) + "\n")
     logs.say(f"written to {folder} in {made['minutes']} minutes")
-    return json.loads((folder / "pretrain.json").read_text())
+    return files.read_json(folder / "pretrain.json")
 
 
 def finished(folder):
@@ -108,7 +131,7 @@ def finished(folder):
     if not (folder / "pretrain.json").exists():
         return None
     logs.say(f"{folder.parent} holds a finished pre-training; give another --workdir to train again")
-    return json.loads((folder / "pretrain.json").read_text())
+    return files.read_json(folder / "pretrain.json", "Remove it and run the same command again.")
 
 
 # ------------------------------------------------------------------------------------------------ text

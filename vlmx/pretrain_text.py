@@ -23,7 +23,7 @@ from vlmx.data.scene_reading import readings
 from vlmx.generate import generate
 from vlmx.models import convert_seq
 from vlmx.models.vlseq import Generation, SeqConfig, VLSeq
-from vlmx.pretrain import finish, finished, train
+from vlmx.pretrain import check, finish, finished, train
 from vlmx.variant import Insert, forward
 
 ALPHABET = [chr(i) for i in range(33, 127)]  # so that any English text can be written
@@ -32,6 +32,7 @@ SENTINELS = 32
 
 def run(config, workdir):
     """Everything from nothing to `workdir/<family>`, a Hugging Face directory; returns what pretrain.json says."""
+    check(config, ())
     workdir, began, d = Path(workdir), time.monotonic(), config.data
     folder = workdir / config.kind
     if made := finished(folder):

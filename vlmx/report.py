@@ -23,6 +23,7 @@ HEADLINE = (
     ("new", "base_to_new", "new"),
     ("HM", "base_to_new", "hm"),
 )
+AGAIN = "Remove it and run the command again to write it: what is finished is read back."
 MISTAKES = 21  # pictures shown per run: three rows of the page
 
 
@@ -30,16 +31,9 @@ MISTAKES = 21  # pictures shown per run: three rows of the page
 def load(workdir):
     """results.json of a workdir -> dict. UserError where it is missing, cut short or something else."""
     path = Path(workdir) / "results.json"
-    try:
-        results = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the --workdir of a run that has finished") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}: {error.msg}"
-        raise UserError(f"{path} is not whole JSON ({where}): run the command again to write it") from None
-    if not isinstance(results, dict):
-        raise UserError(f'{path} holds a {type(results).__name__}, expected an object with "runs"')
-    return results
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the --workdir of a run that has finished")
+    return files.read_json(path, AGAIN)
 
 
 def duration(seconds):
@@ -82,20 +76,12 @@ def names(runs):
 
 
 def figures(run):
-    """{metric: {"mean", "stderr", "n"}} of a run: its own summary, or made from its seeds."""
+    """{metric: {"mean", "stderr", ...}} of a run, see tables.with_errors: its own summary, or made from its seeds."""
     seeds = [seed.get("metrics") or {} for seed in run.get("seeds") or []]
     found = dict.fromkeys(name for metrics in seeds for name in metrics)
     made = {name: accuracy.summary([m[name] for m in seeds if m.get(name) is not None] or [math.nan]) for name in found}
     given = {k: v if isinstance(v, dict) else {"mean": v} for k, v in (run.get("summary") or {}).items()}
-    return made | given
-
-
-def cell(figure, digits):
-    """(mean, standard error or "") as text."""
-    mean, stderr = figure.get("mean"), figure.get("stderr")
-    if mean is None or not math.isfinite(mean):
-        return "–", ""
-    return f"{mean:.{digits}f}", "" if stderr is None else f"{stderr:.{digits}f}"
+    return tables.with_errors(made | given, run, tables.tested(run))
 
 
 def result_rows(results):
@@ -107,20 +93,31 @@ def result_rows(results):
     for name, run in zip(names(runs), runs):
         shots, values = run.get("shots"), figures(run)
         row = rows.setdefault(
-            (name, shots), {"name": name, "shots": shots, "cells": {}, "best": set(), "seconds": 0, "trained": {}}
+            (name, shots),
+            {
+                "name": name,
+                "shots": shots,
+                "figures": {},
+                "cells": {},
+                "best": set(),
+                "seconds": 0,
+                "trained": {},
+                "trained_in": {},
+            },
         )
         row["seconds"] += run.get("seconds") or 0
         if run.get("trained_params") is not None:  # a protocol may have its own recipe, and so its own number
             row["trained"].setdefault(run["trained_params"], run.get("trained_percent"))
+            row["trained_in"].setdefault(run["trained_params"], {})[run["protocol"].replace("_", "-")] = None
         for title, protocol, metric in columns:
             if protocol == run["protocol"] and metric in values:
-                row["cells"][title] = cell(values[metric], digits)
-        if "base" in values and "new" in values:
-            row["hm_of_means"] = f"{accuracy.harmonic_mean(values['base']['mean'], values['new']['mean']):.{digits}f}"
+                row["figures"][title] = values[metric]
+                row["cells"][title] = tables.shown(values[metric], digits)
+        means = [values[part].get("mean") for part in ("base", "new") if part in values]
+        if len(means) == 2 and all(map(tables.is_finite, means)):
+            row["hm_of_means"] = f"{accuracy.harmonic_mean(*means):.{digits}f}"
     for title, _, _ in columns:
-        shown = {key: row["cells"][title][0] for key, row in rows.items() if row["cells"].get(title, "–")[0] != "–"}
-        best = max(shown.values(), key=float) if len(shown) > 1 else None
-        for key in (key for key in shown if shown[key] == best):  # all that read the same are best
+        for key in tables.best_of({key: row["figures"].get(title, {}) for key, row in rows.items()}):
             rows[key]["best"].add(title)
     return [c[0] for c in columns], list(rows.values())
 
@@ -134,7 +131,7 @@ def other_figures(results):
     """Runs without a protocol or methods (pre-training): {"name", "figures": [(metric, mean, stderr)]}."""
     runs = [run for run in results.get("runs") or [] if run.get("protocol") not in protocols.PROTOCOLS]
     runs += [{**results, "method": _subject(results)}] if results.get("summary") else []
-    rows = [(run, [(k.replace("_", " "), *cell(v, 2)) for k, v in figures(run).items()]) for run in runs]
+    rows = [(run, [(k.replace("_", " "), *tables.shown(v, 2)) for k, v in figures(run).items()]) for run in runs]
     return [{"name": str(run.get("method", "run")), "figures": found} for run, found in rows if found]
 
 
@@ -155,23 +152,61 @@ def table(results):
     columns, rows = result_rows(results)
     lines = [["method", "shots", *columns, "trained parameters"]] if rows else []
     for row in rows:
-        cells = [" +- ".join(filter(None, row["cells"].get(title, ("",)))) for title in columns]
+        cells = [" ".join(filter(None, row["cells"].get(title, ("",)))).replace("±", "+-") for title in columns]
         trained = " / ".join(f"{count(n)} ({percent(p)})".removesuffix(" ()") for n, p in row["trained"].items())
-        lines.append([row["name"], str(row["shots"] or "-"), *cells, trained])
+        lines.append([row["name"], shots_in_words(row["shots"]) or "-", *cells, trained])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = [f"{line[0]:{widths[0]}}" + "".join(f"  {v:>{w}}" for v, w in zip(line[1:], widths[1:])) for line in lines]
     if text:
         text.insert(1, "-" * len(text[0]))
         seeds = seeds_of(results)
-        many = f"; mean +- standard error over seeds {', '.join(map(str, seeds))}"
+        same = [tables.drew_the_same(run) for run in results.get("runs") or []]
+        many = "mean" if any(same) and "+-" not in "".join(text) else "mean +- standard error"
+        many = f"; {many} over seeds {', '.join(map(str, seeds))}"
         text.append("per cent" + (many if len(seeds) > 1 else f"; seed {seeds[0]}" if seeds else ""))
+        text += [tables.SAME_DRAWS] if any(same) else []
+        if unreadable := (results.get("dataset") or {}).get("unreadable"):
+            text.append(f"left out, for they cannot be read: {unreadable} image{'s' if unreadable > 1 else ''}")
     for found in transfers(results):
         text += ["", found.title(), tables.markdown(found)]
     text += [f"failed: {what}: {why}" for what, why in failures(results)]
     for row in other_figures(results):
-        found = [f"{metric} {mean}" + (f" +- {stderr}" if stderr else "") for metric, mean, stderr in row["figures"]]
+        found = [" ".join(filter(None, figure)).replace("±", "+-") for figure in row["figures"]]
         text.append(f"{row['name']}: {', '.join(found)}")
     return "\n".join(line.rstrip() for line in text)
+
+
+def shots_in_words(shots):
+    """ "16", or "all" where every training image is used; "" where nothing is trained."""
+    return {-1: "all", 0: "", None: ""}.get(shots, str(shots))
+
+
+def drawn(results):
+    """Return sentences that say which images were trained on: of each protocol and number of shots."""
+    sentences = {}
+    for run in results.get("runs") or []:
+        seeds, shots = [s.get("seed") for s in run.get("seeds") or [] if s.get("seed") is not None], run.get("shots")
+        if not seeds or not shots:
+            continue
+        draws, names = run.get("draws") or {}, ", ".join(map(str, seeds))
+        least, most = (draws.get(key) for key in ("least", "most"))
+        if least is None:
+            counts = f"{'all' if shots == -1 else f'at most {shots}'} labelled images of each class"
+        else:
+            counts = f"{most} labelled image{'s' * (most != 1)} of each class"
+            if least != most:
+                counts = f"{least} to {most} labelled images of a class"
+            if shots != -1 and least < shots:
+                counts += f", for not every class has {shots}"
+        if shots == -1:
+            how = "all that there are"
+        elif tables.drew_the_same(run):
+            how = f"the same for every seed ({names}), since no class has more"
+        else:
+            how = f"drawn with seed{'s' * (len(seeds) > 1)} {names}"
+        where = f"{(run.get('protocol') or 'training').replace('_', '-')}, {shots_in_words(shots)} shots"
+        sentences.setdefault(f"{counts}; {how}", {})[where] = None
+    return [f"{sentence} ({'; '.join(where)})" for sentence, where in sentences.items()]
 
 
 def failures(results):
@@ -235,6 +270,7 @@ def mistakes(results, workdir, run_names):
         {
             "name": run_names[run] if run < len(run_names) else f"run {run}",
             "part": charts.PARTS.get(part, part),
+            "seed": rows[0].get("seed"),
             "folded": part != "all" and any(p == "all" for _, p in groups),
             "rows": [row | {"uri": data_uri(workdir, row.get("image"))} for row in rows[:MISTAKES]],
         }
@@ -287,6 +323,13 @@ def page(results, workdir):
         model=model,
         runs=list(zip(run_names, runs)),
         columns=columns,
+        drawn=drawn(results),
+        same_draws=tables.SAME_DRAWS if any(map(tables.drew_the_same, runs)) else "",
+        in_words=shots_in_words,
+        trained_in=next(
+            (" / ".join(map(" and ".join, r["trained_in"].values())) for r in rows if len(r["trained"]) > 1), ""
+        ),
+        shown=tables.shown,
         rows=rows,
         transfers=other_sets,
         sources=tables.sources(other_sets),
@@ -294,7 +337,6 @@ def page(results, workdir):
         others=other_figures(results),
         colours=colours,
         seeds=seeds_of(results),
-        shots=sorted({run["shots"] for run in runs if run.get("shots")}),
         protocols={run.get("protocol") for run in runs},
         images=list(dict.fromkeys(learnt)),
         notes=list(dict.fromkeys(notes)),
@@ -306,6 +348,7 @@ def page(results, workdir):
         seed_rows=[(name, run, seed) for name, run in zip(run_names, runs) for seed in run.get("seeds") or []],
         config=indented(results.get("config") or {}),
         hardest=charts.HARDEST,
+        points=charts.POINTS,
     )
 
 
@@ -327,8 +370,11 @@ def sweep_page(results):
         results=results,
         tables=found,
         lines=tables.lines,
+        shown=tables.shown,
         note=tables.note(cells),
+        notes=tables.notes(cells),
         failed=tables.failures(cells),
+        n_failed=sum(bool(cell.get("failed")) for cell in cells),
         sources=tables.sources(found),
         done=len(done),
         spent=sum(cell["seconds"] for cell in done),
@@ -366,17 +412,26 @@ def write(workdir):
     """
     workdir = Path(workdir)
     results = load(workdir)
-    if "cells" in results:
-        files.write(workdir / "tables.md", tables.text(results))
-        files.write(workdir / "results.csv", tables.table_csv(results["cells"]))
-        if curves := [table for table in tables.make(results["cells"]) if len(table.shots) > 1]:
-            files.write(workdir / "curves.png", charts.few_shot_picture(curves, method_colours(results["cells"])))
-    if results.get("family") == "vl":
-        found = vl_report.page(results, workdir)
-    else:
-        found = sweep_page(results) if "cells" in results else page(results, workdir)
-    files.write(workdir / "report.html", found)
+    with files.reading(workdir / "results.json", AGAIN):
+        try:
+            contents = pages(results, workdir)
+        except jinja2.TemplateError as e:  # a part that a page asks for is missing
+            raise ValueError(e) from e
+    for name, content in contents.items():
+        files.write(workdir / name, content)
     return workdir / "report.html"
+
+
+def pages(results, workdir):
+    """{name of a file: its content}: what is made from results.json."""
+    if results.get("family") == "vl":
+        return {"report.html": vl_report.page(results, workdir)}
+    if "cells" not in results:
+        return {"report.html": page(results, workdir)}
+    found = {"tables.md": tables.text(results), "results.csv": tables.table_csv(results["cells"])}
+    if curves := [table for table in tables.make(results["cells"]) if len(table.shots) > 1]:
+        found["curves.png"] = charts.few_shot_picture(curves, method_colours(results["cells"]))
+    return found | {"report.html": sweep_page(results)}
 
 
 def main(arguments):
@@ -385,15 +440,21 @@ def main(arguments):
         print("usage: python -m vlmx.report WORKDIR", file=sys.stderr)
         return 2
     try:
-        path = write(arguments[0])
+        path, results = write(arguments[0]), load(arguments[0])
+        with files.reading(Path(arguments[0]) / "results.json", AGAIN):
+            print(text(results))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    results = load(arguments[0])
-    said = vl_report.table if results.get("family") == "vl" else table
-    print(tables.text(results) if "cells" in results else said(results))
     print(f"wrote {path}")
     return 0
+
+
+def text(results):
+    """The tables of any results for the terminal."""
+    if "cells" in results:
+        return tables.text(results)
+    return vl_report.table(results) if results.get("family") == "vl" else table(results)
 
 
 if __name__ == "__main__":

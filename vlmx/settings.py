@@ -10,53 +10,65 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vlmx import fields, optim, shard
 from vlmx import method as methods
-from vlmx import optim, shard
 from vlmx.data import protocols, task
+from vlmx.data.image_files import is_text, printable
 from vlmx.errors import UserError, unknown
-from vlmx.files import write_json
+from vlmx.files import read_json, write_json
 
 # What may change from one session of a run to the next: no number depends on it.
 FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "features.", "checkpoint_keep")
-FREE += ("steps_per_call", "seeds_per_program")
+FREE += ("steps_per_call", "seeds_per_program", "data.bad_images")  # the last: a run stops before it has numbers
+# What a training rests on beside its images, its recipe and what a checkpoint says by itself.
+TRAINING = ("nonfinite", "batch", "batches", "temperature", "data.augment", "data.crop_scale", "data.templates")
+TRAINING += ("model.dtype", "model.param_dtype", "model.image_size", "model.act", "model.heads", "model.arch")
+TRAINING += ("model.truncate", "model.dropout", "tower.what")
+AGAIN = "Remove it and run the same command: what is finished is read back."
 
 
 def check(config):
-    """What can be found wrong in a config before data or weights are read; returns its cells."""
-    for protocol in config.protocols:
-        if protocol not in protocols.PROTOCOLS:
-            raise unknown("protocol", protocol, protocols.PROTOCOLS)
-    for field, valid in (("bad_images", ("stop", "skip")), ("augment", ("none", "crop"))):
-        if config.data[field] not in valid:
-            raise unknown(f"value of data.{field}", config.data[field], valid)
-    if config.nonfinite not in ("stop", "skip"):
-        raise unknown("value of nonfinite", config.nonfinite, ("stop", "skip"))
-    for field in ("dtype", "param_dtype"):
-        if config.model[field] not in ("float32", "bfloat16"):
-            raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"seeds: expected different numbers, at least one; got {config.seeds}.")
-    if not shots(config) or any(type(n) is not int or n < 1 and n != -1 for n in shots(config)):
-        raise UserError(f"shots: expected a positive number of images a class, or -1 for all; got {config.shots}.")
-    if len(set(shots(config))) < len(shots(config)):
-        raise UserError(f"shots: expected different numbers; got {config.shots}.")
-    if not config.features.limit > 0:
-        raise UserError(f"features.limit: expected GiB, more than 0; got {config.features.limit}; no store: dir=off.")
+    """Return the cells of a config, everything checked that can be before data or weights are read.
+
+    Raises:
+        UserError: a field that is missing, unknown or not as vlmx/fields.py says, or fields that do not go together.
+    """
+    fields.check(config)
     if config.data.name not in task.known():
         raise unknown("data set", config.data.name, task.known())
+    if not methods.make(config.reference).untrained:
+        raise UserError(f"config.reference: expected a method that is not trained; got {config.reference!r}.")
     shard.check(config.shardings, ("model", *config.methods))
     cells = [(name, protocol) for name in config.methods for protocol in config.protocols]
     for name, protocol in cells:
         if prior := make(config, name, protocol).prior:
             make(config, prior, protocol)
         targets(config, protocol)
-        recipe = recipe_of(config, name, protocol)
-        if "optimizer" in recipe and not recipe.optimizer.get("groups"):
-            optim.make(recipe.optimizer, 1, max(epochs_of(recipe, shots(config)[0]), 2), {"w": jnp.zeros(1)})
+        check_training(config, name, protocol)
     return cells
+
+
+def check_training(config, name, protocol):
+    """Raise a UserError where the optimizer of a cell lacks an option, has one that it does not know, or is missing."""
+    recipe = recipe_of(config, name, protocol)
+    epochs = max(epochs_of(recipe, n) for n in shots(config))
+    if "optimizer" not in recipe:
+        if recipe.get("epochs") or recipe.get("steps_per_shot"):
+            raise UserError(f"config.recipe.{name}: expected an optimizer, for there are steps; it has none.")
+        return
+    per_epoch = 10**6  # not known yet; so many that no warm-up in steps is longer than the training
+    check_optimizer(f"recipe.{name}.optimizer", recipe.optimizer, per_epoch, per_epoch * max(epochs, 1))
+
+
+def check_optimizer(field, optimizer, per_epoch, total):
+    """Raise a UserError with the name of the field where an optimizer or its schedule cannot be made."""
+    options = {k: v for k, v in optimizer.items() if k != "groups"}  # these need the method's parameters
+    try:
+        optim.make(options, per_epoch, total, {})
+    except UserError as e:
+        raise UserError(f"config.{field}: {e}") from e
 
 
 def shots(config):
@@ -193,8 +205,9 @@ def set_fields(config, given):
         key, _, value = field.removeprefix("--config.").partition("=")
         try:
             config.update_from_flattened_dict({key: common.literal(value)})
-        except TypeError as e:
-            raise UserError(f"--config.{key}: {e}") from None
+        except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as e:
+            raise UserError(f"--config.{key}={value}: {e}") from None
+    fields.let_batch_hold(config, [field.removeprefix("--config.").partition("=")[0] for field in given])
 
 
 def plain(config):
@@ -228,10 +241,13 @@ def finished(config, workdir, write=True):
     A workdir of another config is refused, but for what is `FREE`; methods, protocols and, of several, numbers of shots
     that are there already stay.
     """
+    if not is_text(str(workdir)):  # orbax would fail there, after the training
+        raise UserError(f"--workdir={printable(workdir)}: the name is not UTF-8, where no checkpoint can be written.")
     path = workdir / "config.json"
     asked, saved = plain(config), None
     if path.exists():
-        saved = json.loads(path.read_text())
+        advice = "Remove it: what the checkpoints say of themselves is compared too."
+        saved = read_json(path, advice, {"recipe": dict})
         both = saved["recipe"].keys() & asked["recipe"].keys()
         same = [c | {"recipe": {m: c["recipe"][m] for m in both}} for c in (saved, asked)]
         flat = [dict(flatten(c)) for c in same]
@@ -248,9 +264,17 @@ def finished(config, workdir, write=True):
         write_json(path, asked)
     if not (workdir / "results.json").exists():
         return None
-    results = json.loads((workdir / "results.json").read_text())
+    results = read_json(workdir / "results.json", AGAIN, {"config": dict})
     whole = all(results["config"].get(key) == asked.get(key) for key in ("methods", "protocols", "shots"))
     return results if whole and not results.get("failed") else None
+
+
+def training(config, recipe):
+    """Return the settings that a training rests on, as its checkpoints say them: {dotted field: value}."""
+    recipe = {k: v for k, v in plain(recipe).items() if k != "hyper"}
+    values = dict(flatten(plain(config)))
+    values = {k: v for k, v in values.items() if k in TRAINING or k.startswith("batches.")}
+    return values | dict(flatten(recipe, "recipe."))
 
 
 def flatten(tree, prefix=""):

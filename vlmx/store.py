@@ -91,8 +91,8 @@ class Store:
             missing = rows.missing
             if not len(missing):
                 break
-            keys = self._checked(segment, "ids.npy")
-            if keys is None or not len(keys):
+            keys = self._checked(segment, "ids.npy", np.uint8, (None, 16))
+            if keys is None:
                 continue
             keys = _keys(keys)
             order = np.argsort(keys)
@@ -138,29 +138,39 @@ class Store:
     def _rows(self, segment, shape):
         """The rows of a segment, mapped into memory; None where they are gone or not what they were."""
         if segment not in self.opened:
-            found = self._checked(segment, "features.npy", shape)
+            found = self._checked(segment, "features.npy", np.float32, shape)
             if found is None:
                 return None
             self.opened[segment] = found
             _touch(segment)
         return self.opened[segment]
 
-    def _checked(self, segment, file, shape=None):
-        """An array of a segment. Of one whose bytes are not those that were written, nothing is read again."""
+    def _checked(self, segment, file, dtype, shape):
+        """An array of a segment; None in `shape`: any number of rows.
+
+        Of a segment whose bytes are not those that were written, or that is nothing that `add` writes, nothing is read
+        again.
+        """
         try:
+            for part in (segment / "segment.json", segment / file):
+                if part.exists() and not part.is_file():  # a FIFO would be waited for
+                    raise ValueError("no file")
             asked = json.loads((segment / "segment.json").read_text())["sha256"][file]
             with open(segment / file, "rb") as f:
                 if hashlib.file_digest(f, "sha256").hexdigest() != asked:
                     raise ValueError("its checksum is not what was written")
             array = _load(segment / file)
-            if shape is not None and array.shape != shape:
-                raise ValueError(f"it is {array.shape}, expected {shape}")
+            expected = shape if shape[0] is not None else (*array.shape[:1], *shape[1:])
+            if array.dtype != dtype or array.shape != expected or not array.size:
+                raise ValueError(f"it is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {expected}")
+            if not np.isfinite([array.min(), array.max()]).all():
+                raise ValueError("it holds numbers that are not finite")
             return array
         except (FileNotFoundError, PermissionError) as e:
             if isinstance(e, PermissionError) or not segment.exists():  # else a file of it is gone
                 return None
             reason = "it is gone"
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except Exception as e:  # json and numpy raise errors of many kinds for damaged files
             reason = e
         say(f"features: {segment / file} is corrupt ({reason}); it is dropped, and what it held is encoded again")
         _remove(segment)

@@ -52,6 +52,9 @@ def plan(args, fields=()):
     from vlmx import settings
 
     methods = [*recipes.RECIPES] if args.methods == "all" else words(args.methods)
+    for flag in ("configs", "methods"):
+        if not words(getattr(args, flag)):
+            raise UserError(f"--{flag}: expected at least one name; got {getattr(args, flag)!r}.")
     runs = {}
     for named in words(args.configs):
         path, _, given = named.partition(":")
@@ -59,6 +62,8 @@ def plan(args, fields=()):
         keys = [f"{key}={value}" for key, value in asked.items() if value]
         keys += [f"shots=({','.join(words(args.shots))},)"] if args.shots else []
         config = command.load(f"{path}:{','.join([*methods, *keys, *filter(None, [given])])}")
+        if config.get("family") != "classification":
+            raise UserError(f"--configs: {named} is no benchmark of classification, and a sweep is made of these.")
         for method in methods:
             settings.recipe_of(config, method)  # an unknown one is told before a field of its recipe is missed
         command.check_fields(config, fields)
@@ -75,14 +80,15 @@ def plan(args, fields=()):
 def run(runs, workdir):
     """Make every run of `runs`, {name: config}, in a folder of `workdir`; returns what it writes to results.json."""
     from vlmx import report, settings, tables, train
-    from vlmx.files import write_json
+    from vlmx.files import reading, write_json
     from vlmx.logs import first_process, say
 
     began, workdir = time.monotonic(), Path(workdir).absolute()
     found = {name: tables.missing(name, config, settings.check(config)) for name, config in runs.items()}
     for name, config in runs.items():
         if done := settings.finished(config, workdir / name, write=False):  # or it is of another config: refused now
-            found[name] = tables.cells(name, done)
+            with reading(workdir / name / "results.json", settings.AGAIN):
+                found[name] = tables.cells(name, done)
     results = {"title": workdir.name, "command": " ".join(["python -m vlmx.sweep", *sys.argv[1:]])}
     for i, (name, config) in enumerate(runs.items(), 1):
         say(f"---- {name}: {i} of {len(runs)} runs")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmx import files
 from vlmx.metrics import accuracy
 
 KEYS = ("benchmark", "backbone", "protocol", "shots", "method")
@@ -21,6 +22,9 @@ COLUMNS = {"base_to_new": {"base": "base", "new": "new", "HM": "hm"}, "few_shot"
 MANY = 5000  # test images: fewer leave no meaning to a second digit behind the point
 
 DIFFICULTY = "Relative transfer difficulty: accuracy by chance / accuracy before training (arXiv 2311.15569)."
+SAME_DRAWS = (
+    "In brackets: every seed drew the same training images, so this is Wilson's 95 % interval over test images."
+)
 ALPHA = "Alpha, the mean over the classes of a test: the weight of what was tuned, beside the pre-trained model's."
 
 
@@ -51,10 +55,8 @@ class Table(NamedTuple):
         return f"{self.where} · {self.protocol.replace('_', '-')}{shots} · {self.backbone}"
 
     def best(self, column):
-        """The names of the methods with the highest mean, as it is shown."""
-        figures = {row.name: row.figures[column] for row in self.ours()}
-        means = {name: round(f["mean"], self.digits) for name, f in figures.items() if "mean" in f}
-        return {name for name, mean in means.items() if len(means) > 1 and mean == max(means.values())}
+        """The name of the best method, as `best_of` says."""
+        return best_of({row.name: row.figures[column] for row in self.ours()})
 
     def ours(self):
         """The rows that were measured here."""
@@ -63,6 +65,77 @@ class Table(NamedTuple):
 
 def _shots(n):
     return "all images" if n == -1 else f"{n} shot{'s' if n != 1 else ''}"
+
+
+# ---------------------------------------------------------------- errors of figures
+def best_of(figures):
+    """Return {the name of the highest mean}, or an empty set where it is not above each other one by more than the
+    standard error of the difference, or that is not known.
+
+    Args: figures: {name: {"mean", "error"}}; those without a mean do not count.
+    """
+    figures = {name: f for name, f in figures.items() if is_finite(f.get("mean"))}
+    if len(figures) < 2 or not all(is_finite(f.get("error")) for f in figures.values()):
+        return set()
+    best = max(figures, key=lambda name: figures[name]["mean"])
+    top = figures.pop(best)
+    beats = lambda f: top["mean"] - f["mean"] > np.hypot(top["error"], f["error"])
+    return {best} if all(map(beats, figures.values())) else set()
+
+
+def is_finite(value):
+    """Whether a value is a number that is finite."""
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
+def tested(run):
+    """Return {part: test images that were counted} of a run, from the confusion matrices of a seed."""
+    matrices = next((s["confusion"] for s in run.get("seeds") or () if s.get("confusion")), {})
+    return {part: int(np.sum(matrix)) for part, matrix in matrices.items()}
+
+
+def drew_the_same(run):
+    """Whether several seeds of a run drew the same training images: their spread is none over draws."""
+    return len(run.get("seeds") or ()) > 1 and (run.get("draws") or {}).get("different") == 1
+
+
+def with_errors(summary, run, images):
+    """Return the figures of a run with the errors that they have.
+
+    Args:
+        summary: {metric: {"mean", "stderr"}}.
+        run: its "seeds" and "draws" say whether its seeds drew different images.
+        images: {part of the test: images}.
+
+    Returns:
+        {metric: {"mean", "stderr", "error"}}: "error" is the standard error over seeds or, where that is not known,
+        over test images. Where all seeds drew the same images, "stderr" is None, and there is an "interval" instead.
+    """
+    means = {metric: f["mean"] for metric, f in summary.items() if is_finite(f.get("mean"))}
+    part = lambda metric: images.get("all" if metric == "accuracy" else metric)
+    on_images = {k: accuracy.wilson_error(mean, part(k)) for k, mean in means.items() if _is_share(mean, part(k))}
+    if {"base", "new"} <= on_images.keys():
+        on_images["hm"] = _hm_error(*(x[k] for x in (means, on_images) for k in ("base", "new")))
+    targets = [on_images.get(k) for k in means if k not in ("source", "average") and "f1" not in k]
+    if "average" in means and targets and None not in targets:
+        on_images["average"] = float(np.sqrt(np.sum(np.square(targets)))) / len(targets)
+    result = {}
+    for metric, f in summary.items():
+        stderr = None if drew_the_same(run) else f.get("stderr")
+        result[metric] = f | {"stderr": stderr, "error": on_images.get(metric) if stderr is None else stderr}
+        if drew_the_same(run) and _is_share(means.get(metric), part(metric)):
+            result[metric]["interval"] = accuracy.wilson(means[metric], part(metric))
+    return result
+
+
+def _is_share(mean, n):
+    return is_finite(mean) and 0 <= mean <= 100 and type(n) is int and n > 0
+
+
+def _hm_error(base, new, base_error, new_error):
+    """The standard error of 2 b n / (b + n), whose parts are measured on different images."""
+    slopes = 2 * np.square([new, base]) / max((base + new) ** 2, 1e-12)
+    return float(np.hypot(*(slopes * (base_error, new_error))))
 
 
 # ---------------------------------------------------------------- cells
@@ -75,6 +148,9 @@ def cells(run, results):
     measured = {(r["method"], r["protocol"], r["shots"]): r for r in results["runs"]}
     shots = config["shots"] if isinstance(config["shots"], list) else [config["shots"]]
     failed = {(f["method"], f["protocol"]): f["error"] for f in results.get("failed", ())}
+    of_targets = {name: target["n_test"] for name, target in results.get("targets", {}).items()}
+    of_targets |= {"source": dataset["n_test"]}
+    left_out = {"left_out": [note for note in dataset["notes"] if "left out" in note]}
     found = []
     for n in shots:
         for method, protocol in itertools.product(config["methods"], config["protocols"]):
@@ -84,13 +160,14 @@ def cells(run, results):
                 continue
             one = measured.get((method, protocol, 0)) or measured[method, protocol, n]  # 0: nothing is trained
             cell |= {key: one[key] for key in ("summary", "trained_params", "trained_percent", "seconds", "notes")}
+            cell |= {"draws": one.get("draws"), "tested": tested(one) | of_targets}
             if "adaptation" in one:
                 cell["adaptation"] = {
                     part: {"difficulty": a["difficulty"], "alpha": float(np.mean(a["alpha"]))}
                     for part, a in one["adaptation"].items()
                 }
             cell |= {"seeds": [{"seed": s["seed"], "metrics": s["metrics"]} for s in one["seeds"]]}
-            found.append(cell | before | {"n_test": dataset["n_test"], "published_split": not own})
+            found.append(cell | before | left_out | {"n_test": dataset["n_test"], "published_split": not own})
     return found
 
 
@@ -140,8 +217,9 @@ def _table(protocol, backbone, group, benchmarks):
         if protocol == "base_to_new" and len(benchmarks) > 1:
             figures["HM of averages"] = {"said": "–"}
             if all("mean" in figures[k] for k in ("base", "new")):
-                means = [figures[k]["mean"] for k in ("base", "new")]
+                means, errors = ([figures[k][of] for k in ("base", "new")] for of in ("mean", "error"))
                 figures["HM of averages"] = {"mean": float(accuracy.harmonic_mean(*means)), "stderr": None}
+                figures["HM of averages"]["error"] = None if None in errors else _hm_error(*means, *errors)
         done = [cell for cell in mine.values() if "failed" not in cell]
         trained = tuple(sorted({cell["trained_params"] for cell in done}))
         rows.append(Row(method, figures, trained, sum(cell["seconds"] for cell in done)))
@@ -161,9 +239,15 @@ def figure(cells, metric):
         return {"said": "–"}
     values = [[seed["metrics"][metric] for seed in cell["seeds"]] for cell in cells]
     n = max(map(len, values))  # what depends on no seed has one value
-    if any(len(v) not in (1, n) for v in values):
-        return {"mean": float(np.mean([np.mean(v) for v in values])), "stderr": None}
-    return accuracy.summary(np.mean([np.broadcast_to(v, n) for v in values], axis=0))
+    alone = [with_errors(cell["summary"], cell, cell.get("tested", {}))[metric] for cell in cells]
+    if len(cells) == 1:
+        return alone[0]
+    errors = [f["error"] for f in alone]
+    over_images = None if None in errors else float(np.sqrt(np.sum(np.square(errors)))) / len(errors)
+    if any(len(v) not in (1, n) for v in values) or all(map(drew_the_same, cells)):
+        return {"mean": float(np.mean([np.mean(v) for v in values])), "stderr": None, "error": over_images}
+    result = accuracy.summary(np.mean([np.broadcast_to(v, n) for v in values], axis=0))
+    return result | {"error": over_images if result["stderr"] is None else result["stderr"]}
 
 
 def published(method, protocol, backbone, benchmarks, shots, cells, columns):
@@ -192,10 +276,16 @@ def _published():
 
 # ---------------------------------------------------------------- text
 def shown(figure, digits):
-    """A figure as text: (mean or what is said, standard error or "")."""
-    if "mean" not in figure:
+    """A figure as text: (mean or what is said, "± standard error", "[low, high]" or "")."""
+    if "said" in figure:
         return figure["said"], ""
-    return f"{figure['mean']:.{digits}f}", "" if figure["stderr"] is None else f"{figure['stderr']:.{digits}f}"
+    if not is_finite(figure.get("mean")):
+        return "–", ""
+    if figure.get("interval"):
+        error = "[" + ", ".join(f"{bound:.{digits}f}" for bound in figure["interval"]) + "]"
+    else:
+        error = f"± {figure['stderr']:.{digits}f}" if is_finite(figure.get("stderr")) else ""
+    return f"{figure['mean']:.{digits}f}", error
 
 
 def lines(table):
@@ -205,7 +295,7 @@ def lines(table):
     found = [["method", *table.columns, "trained parameters", "time"]]
     for row in table.rows:
         digits = 2 if row.source else table.digits
-        figures = [" ± ".join(filter(None, shown(row.figures[c], digits))) for c in table.columns]
+        figures = [" ".join(filter(None, shown(row.figures[c], digits))) for c in table.columns]
         trained = " – ".join(dict.fromkeys(count(n) for n in (*row.trained[:1], *row.trained[-1:])))
         found.append([row.name, *figures, trained, duration(row.seconds) if row.seconds else ""])
     return found
@@ -245,6 +335,8 @@ def markdown(found):
 def note(cells):
     """How the figures are to be read."""
     said = "Accuracy in percent, mean ± standard error over seeds."
+    if any(map(drew_the_same, cells)):
+        said += f" {SAME_DRAWS}"
     if any(cell["protocol"] == "base_to_new" for cell in cells):
         said += " HM: harmonic mean of base and new, taken for each seed and benchmark and then averaged (as APEX does)"
         said += "; HM of averages: taken once, of the averages (as CoCoOp, MaPLe and PromptSRC do)."
@@ -277,9 +369,18 @@ def text(results):
     parts += ["## The adaptive ensemble", ALPHA, markdown(alphas)] if alphas else []
     theirs = dict.fromkeys(f"- {row.name}: {row.source}" for table in found for row in table.rows if row.source)
     parts += ["## Where the published numbers come from", "\n".join(theirs)] if theirs else []
+    worth = [f"- {note}" for note in notes(results["cells"])]
+    parts += ["## Worth knowing", "\n".join(worth)] if worth else []
     failed = [f"- {what}: {why}" for what, why in failures(results["cells"])]
     parts += ["## Failed", "\n".join(failed)] if failed else []
     return "\n\n".join(parts) + "\n"
+
+
+def notes(cells):
+    """What has to be known of single cells: what was left out, what could not be measured."""
+    found = [f"{c['benchmark']}: {note}" for c in cells for note in c.get("left_out") or ()]
+    found += [f"{c['benchmark']}, {c['method']}: {note}" for c in cells for note in c.get("notes") or ()]
+    return list(dict.fromkeys(found))
 
 
 def table_csv(cells):
@@ -288,10 +389,11 @@ def table_csv(cells):
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*KEYS, "seed", "metric", "value", "trained_params", "seconds"])
     for cell in cells:
-        key = [cell[k] for k in KEYS]
+        key = [files.csv_cell(cell[k]) for k in KEYS]
         if "failed" in cell:
             writer.writerow([*key, "", "failed" if cell["failed"] else "not run", "", "", ""])
         for seed in cell.get("seeds", ()):
             for metric, value in seed["metrics"].items():
-                writer.writerow([*key, seed["seed"], metric, value, cell["trained_params"], cell["seconds"]])
+                values = [seed["seed"], metric, value, cell["trained_params"], cell["seconds"]]
+                writer.writerow([*key, *map(files.csv_cell, values)])
     return out.getvalue()

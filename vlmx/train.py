@@ -17,11 +17,29 @@ from vlmx import checkpoint, evaluate, features, logs, partition, report, settin
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, task, transforms
 from vlmx.errors import Unwritable, UserError
-from vlmx.files import write_json
+from vlmx.files import read_json, write_json
 from vlmx.fit import fit, search, stack
 from vlmx.logs import say
 from vlmx.metrics import accuracy
-from vlmx.world import Test, World, drop_unreadable, load_model, load_target, predict, used_rows, words, write_lists
+from vlmx.models import zoo
+from vlmx.world import (
+    Test,
+    World,
+    drop_unreadable,
+    find_same_prompts,
+    load_model,
+    load_target,
+    name_test_split,
+    predict,
+    refuse_unreadable_tests,
+    used_rows,
+    words,
+    write_lists,
+)
+
+TESTED = "Remove it and run the same command: the method is tested again."
+RUN = {"method": str, "protocol": str, "shots": int, "trained_params": int, "trained_percent": (int, float)}
+RUN |= {"seconds": (int, float), "notes": [str], "settings": dict, "seeds": [dict], "summary": dict, "curve": dict}
 
 
 def run(config, workdir, go_on=False):
@@ -60,10 +78,8 @@ def run(config, workdir, go_on=False):
         mine = {name: targets.get(name) or load_target(config, name, workdir) for name in names}
         problems[protocol] = protocols.PROTOCOLS[protocol](dataset, settings.shots(config), seeds, mine)
         targets |= mine
-    bad = drop_unreadable(config, dataset, problems)
     if config.checkpoint_best and not all(len(draw.val) for problem in problems.values() for draw in problem.draws):
         raise UserError(f"checkpoint_best chooses on validation images, and {dataset.name} has none for every seed.")
-    write_lists(config, workdir, dataset, problems)
 
     # ---------------------------------------------------------------- the frozen model
     model, tokenizer, digest = load_model(config, mesh)
@@ -72,34 +88,48 @@ def run(config, workdir, go_on=False):
     for (name, _), method in made.items() if not go_on else ():
         methods.refuse_tower(name, method, model, config.model.name)
     say(f"model: {config.model.name}, {partition.count(model.params):,} parameters, frozen, {size} x {size} pixels")
+    same_prompts = [
+        f"{of}: {note}".removeprefix(": ")
+        for of, data in {"": dataset, **targets}.items()
+        for note in find_same_prompts(config, data, tokenizer)
+    ]
+    for note in same_prompts:
+        say(f"  note: {note}")
+
+    # ---------------------------------------------------------------- images that cannot be read
+    to_pixels = transforms.for_tower(model.config)
+    bad = drop_unreadable(config, dataset, targets, problems, to_pixels)
+    write_lists(config, workdir, dataset, problems)
 
     # ---------------------------------------------------------------- frozen features, each image once
-    center = functools.partial(transforms.center, size=size)
     reading = {"workers": config.data.workers, "upright": dataset.upright}
     kept = {"store": features.open_store(config.features), "digest": digest}
     encode = functools.partial(features.encode, model, batch=config.eval_batch, mesh=mesh, **kept, **reading)
     stored, tests = {}, {}
     for of, data in {"": dataset, **targets}.items():
-        unreadable = []
-        found = encode(data.test, center, what=f"{of} test images".strip(), bad=unreadable, upright=data.upright)
-        if unreadable and config.data.bad_images == "stop":
-            raise UserError(pipeline.stop_message(unreadable, len(data.test.labels)))
+        split = name_test_split(of)
+        bad[split] = []
+        found = encode(data.test, to_pixels, what=f"{split} images", bad=bad[split], upright=data.upright)
         tests[of] = Test(data, found)
-        bad += unreadable
+    if any(bad.values()) and config.data.bad_images == "stop":
+        lengths = {name_test_split(of): len(test.dataset.test.labels) for of, test in tests.items()}
+        raise UserError(pipeline.splits_stop_message(bad, lengths))
+    refuse_unreadable_tests(problems, tests)
     read = any(method.needs == "features" and name != config.reference for (name, _), method in made.items())
     views = max(settings.recipe_of(config, *cell).get("views", 0) for cell in cells)
-    crop = functools.partial(transforms.random_crop, size=size, scale=tuple(config.data.crop_scale))
+    crop = transforms.crop_for_tower(model.config, config.data.crop_scale)
     if read or (trains and config.data.augment == "none"):
         for part in ("train", "val"):
             used = used_rows(problems, part)
             images = fewshot.take(getattr(dataset, part), used)
-            stored[part] = dict(zip(used.tolist(), np.asarray(encode(images, center, what=f"{part} images").features)))
+            rows = np.asarray(encode(images, to_pixels, what=f"{part} images").features)
+            stored[part] = dict(zip(used.tolist(), rows))
             if part == "train" and views and config.data.augment == "crop":
                 crops = encode(images, crop, views=views, what="crops of train images").features
                 stored["views"] = dict(zip(used.tolist(), crops.swapaxes(0, 1)))
 
     # ---------------------------------------------------------------- zero-shot, before anything is trained
-    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, center, reading, stored, tests, {})
+    world = World(config, workdir, mesh, dataset, model, tokenizer, digest, to_pixels, reading, stored, tests, {})
     reference = methods.make(config.reference)
     everything = protocols.Part(tuple(range(len(dataset.classnames))), np.arange(sizes["test"]))
     consts = reference.setup(model, words(world, everything.labels))
@@ -127,18 +157,19 @@ def run(config, workdir, go_on=False):
 
     # ---------------------------------------------------------------- results and report
     notes = [*dataset.notes, *(f"{name}: {note}" for name, data in targets.items() for note in data.notes)]
-    notes += [f"unreadable, left out: {b.name} ({b.reason})" for b in bad]
+    notes += same_prompts
+    notes += [f"unreadable, left out: {b.name} ({b.reason})" for images in bad.values() for b in images]
     results = {
         **settings.head(config),
         "dataset": {
             "name": dataset.name,
             "classnames": list(dataset.classnames),
             "templates": list(dataset.templates),
-            **{f"n_{part}": n for part, n in sizes.items()},
-            "unreadable": len(bad),
+            **{f"n_{part}": n - len(bad[part]) for part, n in sizes.items()},
+            "unreadable": sum(map(len, bad.values())),  # of the targets too
             "notes": notes,
         },
-        "targets": {name: {"n_test": len(data.test.labels)} for name, data in targets.items()},
+        "targets": {name: {"n_test": int(tests[name].features.weight.sum())} for name in targets},
         "model": {"name": config.model.name, "digest": digest, "params": partition.count(model.params)},
         "reference": {
             "method": config.reference,
@@ -193,9 +224,18 @@ def cell(world, name, protocol, method, problem):
             found.append(test(world, name, protocol, method, problem, learnt, consts, mine, of(n), spent))
         else:
             say(f"{name}, {protocol}{settings.label(config, n)}: finished before")
-            saved = json.loads((of(n) / "result.json").read_text())
+            saved = read_json(of(n) / "result.json", TESTED, {"run": RUN, "mistakes": [dict]})
+            refuse_other_settings(config, name, protocol, of(n), saved)
             found.append((saved["run"], saved["mistakes"]))
     return found
+
+
+def refuse_other_settings(config, name, protocol, folder, saved):
+    """UserError where a finished result, `saved`, is of other settings than the config's."""
+    asked = {"hyper": json.loads(json.dumps(settings.hyper(config, name, protocol)))}
+    asked["training"] = settings.training(config, settings.recipe_of(config, name, protocol))
+    facts = {"hyper": saved["run"]["settings"]} | {k: saved[k] for k in ("training",) if k in saved}
+    checkpoint.refuse_other(folder, facts, asked)
 
 
 def test(world, name, protocol, method, problem, learnt, consts, fitted, folder, spent):
@@ -282,14 +322,18 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
         "curve": curve,
         **({"adaptation": adaptation} if adaptation else {}),
     }
+    if fitted:
+        result["draws"] = evaluate.count_drawn([d for d, _ in fitted], world.dataset.train.labels, problem.labels)
     about = {"model": config.model.name, "image_size": config.model.image_size, "templates": world.dataset.templates}
+    about |= {key: value for key, value in zoo.overrides(config.model).items() if value}
     about |= {"ensemble": learnt.ensemble, "upright": world.dataset.upright}  # what vlmx.predict has to know
-    about |= {"truncate": bool(config.model.truncate)}
+    about |= {"truncate": config.model.truncate}
     about |= {"make": recipe.method} if "method" in recipe else {}
     for draw, v in fitted:
         checkpoint.export(folder / f"seed_{draw.seed}", v, meta | {"seed": draw.seed} | about)
     if logs.first_process():
-        write_json(folder / "result.json", {"run": result, "mistakes": mistakes})
+        training = settings.training(config, recipe)
+        write_json(folder / "result.json", {"run": result, "mistakes": mistakes, "training": training})
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
     of_shots = f" ({shots} shots)" if settings.label(config, shots) else ""
     say(f"{name}, {protocol}{of_shots}: {shown} ({trained:,} trained parameters; {result['seconds']} s)")
@@ -373,10 +417,13 @@ def save_mistakes(world, part, classes, said, p, truth, weight, key):
     """Pictures of the surest mistakes on a part of the test, one seed's: rows of results["mistakes"]."""
     dataset, (run, seed, name) = world.dataset, key
     rows = report.pick_mistakes(said, p, truth, weight=weight)
-    pictures = [transforms.decode(dataset.test.images[part.index[i]], dataset.upright) for i in rows]
-    entries = [
-        {"true": classes.classnames[truth[i]], "said": classes.classnames[said[i]], "p": float(p[i])} for i in rows
-    ]
+    pictures, entries = [], []
+    for i in rows:
+        try:
+            pictures.append(transforms.decode(dataset.test.images[part.index[i]], dataset.upright))
+        except transforms.BadImage:  # removed since it was encoded
+            continue
+        entries.append({"true": classes.classnames[truth[i]], "said": classes.classnames[said[i]], "p": float(p[i])})
     return report.save_mistakes(
         world.workdir, pictures, [{"run": run, "seed": seed, "part": name, **entry} for entry in entries]
     )

@@ -8,8 +8,6 @@ in common, is a list of path patterns. Its file in vlmx/variants/ exports `make(
 import hashlib
 import importlib
 import importlib.resources
-import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 
 from vlmx import checkpoint, partition
 from vlmx.errors import UserError, unknown
+from vlmx.method import build
 from vlmx.models import vlseq, zoo
 from vlmx.models.clip import Clip
 from vlmx.models.layers import Tap, no_tap
@@ -84,13 +83,13 @@ def make(name, **hyperparameters):
     file, given = PUBLISHED.get(name, (name, {}))
     path = file if "." in file else f"vlmx.variants.{file}"
     if "." not in file and file not in files():
-        raise unknown("variant", name, {*PUBLISHED, *files()})
-    module = importlib.import_module(path)
-    known = list(inspect.signature(module.make).parameters)
-    for key in hyperparameters:
-        if key not in known:
-            raise unknown(f"hyper-parameter of {name}", key, known)
-    return module.make(**given | hyperparameters)
+        raise unknown("variant", name, names())
+    return build(name, importlib.import_module(path).make, given | hyperparameters)
+
+
+def names():
+    """The variants of the package: those with a published name, and the files of vlmx/variants/."""
+    return {*PUBLISHED, *files()}
 
 
 def files():
@@ -227,8 +226,7 @@ def begun(model, folder, backbone):
 def load(folder, like, backbone):
     """(v, what `save` was told) of an exported folder. Raises UserError where it was tuned on another backbone, or does
     not fit `like` (from `shapes`)."""
-    note = Path(folder) / "tuned.json"
-    if note.exists() and (named := json.loads(note.read_text())["backbone"]) != backbone:
+    if (named := checkpoint.read_about(folder, ("backbone",))["backbone"]) != backbone:
         raise UserError(
             f"{folder} was tuned on the backbone with SHA-256 {named}; the one loaded has {backbone}. "
             "Load the backbone it was tuned on."

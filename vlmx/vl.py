@@ -4,8 +4,7 @@
 """
 
 import dataclasses
-import functools
-import json
+import itertools
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +13,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vlmx import features, logs, report, settings, shard, variant, vl_examples, vl_report, vl_submit
+from vlmx import features, fields, logs, report, settings, shard, variant, vl_examples, vl_report, vl_submit
 from vlmx.data import transforms, vl, vl_features
 from vlmx.data.task import Split
-from vlmx.errors import UserError, unknown
-from vlmx.files import write_json
+from vlmx.errors import UserError
+from vlmx.files import read_json, write_json
 from vlmx.logs import say
 from vlmx.models import zoo
 from vlmx.models.clip import Clip
@@ -53,7 +52,7 @@ def run(config, workdir):
         say(f"{workdir} holds this run, finished. Another --workdir runs it again. Report: {workdir / 'report.html'}")
         return done
     mesh = shard.make_mesh(config.mesh)
-    shard.refuse_uneven(mesh, 1, {"batch": max([config.batch, *config.batches.values()])})
+    shard.refuse_uneven(mesh, 1, largest_batch(config))
     say(f"devices: {settings.device()}, mesh {dict(mesh.shape)}; results go to {workdir}")
 
     # ---------------------------------------------------------------- tasks, features, the frozen model
@@ -87,6 +86,7 @@ def run(config, workdir):
                 **{f"n_{part}": len(getattr(t, part)) for part in ("train", "val", "test")},
                 "metric": next(iter(baselines[t.name]["test"])),
                 "baseline": baselines[t.name],
+                "explained": dict(t.explained),
                 "notes": list(t.notes),
             }
             for t in tasks
@@ -104,18 +104,35 @@ def run(config, workdir):
 
 
 def check(config):
-    """What can be found wrong in a config before data or weights are read; {name: Variant}."""
-    for field in ("dtype", "param_dtype"):
-        if config.model[field] not in ("float32", "bfloat16"):
-            raise unknown(f"value of model.{field}", config.model[field], ("float32", "bfloat16"))
-    if config.nonfinite not in ("stop", "skip"):
-        raise unknown("value of nonfinite", config.nonfinite, ("stop", "skip"))
-    for name in config.tasks:
+    """Return {name: Variant} of a config, everything checked that can be before data or weights are read.
+
+    Raises:
+        UserError: a field that is missing, unknown or not as vlmx/fields.py says, or fields that do not go together.
+    """
+    fields.check(config)
+    for name in (*config.tasks, *config.batches, *config.data.get("options", ())):
         vl.reader(name)
-    if not config.methods or not config.tasks:
-        raise UserError("nothing to do: config.methods (variants) and config.tasks need at least one name each")
+    if idle := [name for name in config.data.get("hidden", ()) if name not in config.tasks]:
+        raise UserError(f"config.data.hidden: expected some of the tasks {', '.join(config.tasks)}; got {idle[0]!r}.")
     shard.check(config.shardings, ("model", "tuned"))
+    for name in config.methods:
+        if name not in config.recipe:
+            variant.make(name)  # an unknown one says so first
+            raise UserError(
+                f"config.recipe has nothing for {name!r}, of config.methods: name the variant behind the colon, "
+                f"configs/...:{name}, or give it a recipe of its own in config.recipe."
+            )
     return {name: variant.make(name, **config.recipe[name].hyper) for name in config.methods}
+
+
+def largest_batch(config):
+    """Return {field of the config: its examples} of the largest batch of the tasks that run.
+
+    The mesh has to divide this one alone: the batches of the other tasks are filled up to it.
+    """
+    field = {task: f"batches.{task}" if task in config.batches else "batch" for task in config.tasks}
+    sizes = {field[task]: config.batches.get(task, config.batch) for task in config.tasks}
+    return {field: n for field, n in sizes.items() if n == max(sizes.values())}
 
 
 # -------------------------------------------------------------------- features and the backbone
@@ -124,22 +141,28 @@ def encode(config, tasks, mesh):
     m, by_reader = config.tower, {}
     sources = [vl.reader(t.name).source(t.name, config) for t in tasks if hasattr(vl.reader(t.name), "source")]
     if len(sources) == len(tasks):
-        return vl_features.Joined(sources), {"name": m.name, "digest": ""}
+        # Videos are brought to one shape already; the features of a single one say which.
+        splits = [(t.train[:1],) if t.suffix else (t.train, t.val, t.test) for t in tasks]
+        names = dict.fromkeys(name for split in itertools.chain(*splits) for e in split for name in e.images)
+        found = vl_features.align(vl_features.Joined(sources), names, config.model.visual_tokens)
+        if (rows := getattr(found, "rows", 0)) and rows < found.most:
+            say(f"features: of up to {found.most} regions of an image the first {rows} are used (model.visual_tokens)")
+        return found, {"name": m.name, "digest": ""}
     for task in tasks:
         if hasattr(vl.reader(task.name), "source"):
             continue
         images = (name for split in (task.train, task.val, task.test) for e in split for name in e.images)
         by_reader.setdefault(vl.reader(task.name), {}).update(dict.fromkeys(images))
     place = lambda path, shape: shard.sharding(mesh, path, shape, shard.MODEL)
-    loaded = zoo.load(m.name, dtype=m.dtype, param_dtype=m.param_dtype, place=place)
-    size, found = loaded.model.config.vision.image_size, {}
+    loaded = zoo.load(m.name, **zoo.overrides(m), dtype=m.dtype, param_dtype=m.param_dtype, place=place)
+    found = {}
     kept = {"store": features.open_store(config.features), "digest": loaded.digest}
     for reader, names in by_reader.items():
         names = tuple(names)
         split = Split(reader.Pictures(names), np.zeros(len(names), np.int32), names)
         reading = {"batch": config.eval_batch, "mesh": mesh, "workers": config.data.workers}
-        squash = functools.partial(transforms.squash, size=size)
-        rows = features.encode(loaded.model, split, squash, of=Clip.grid, **kept, **reading).features
+        whole = transforms.whole_for_tower(loaded.model.config)
+        rows = features.encode(loaded.model, split, whole, of=Clip.grid, **kept, **reading).features
         found |= dict(zip(names, rows, strict=True))
     return vl_features.Joined([found, *sources]) if sources else found, {"name": m.name, "digest": loaded.digest}
 
@@ -177,7 +200,8 @@ def cell(world, name, chosen):
     config, folder = world.config, world.workdir / name.replace(".", "_")
     if (folder / "result.json").exists():
         say(f"{name}: finished before")
-        saved = json.loads((folder / "result.json").read_text())
+        advice = "Remove it and run the same command: the variant is tested again."
+        saved = read_json(folder / "result.json", advice, {"run": dict, "examples": [dict]})
         return saved["run"], saved["examples"]
     began, recipe = time.monotonic(), config.recipe[name]
     trained, total, lines = variant.summary(chosen, world.model, len(world.tasks))

@@ -16,7 +16,7 @@ import numpy as np
 from vlmx import abstract, extract, loop, multitask, shard, vl, vl_fit, vl_predict
 from vlmx import variant as variants
 from vlmx.abstract import Step, of, placed
-from vlmx.data import published, seq_tokenizer, vl_batches, vl_forms
+from vlmx.data import published, seq_tokenizer, vl_batches, vl_features, vl_forms
 from vlmx.data import vl as tasks
 from vlmx.data.vl import Example
 from vlmx.errors import UserError
@@ -112,7 +112,7 @@ def seen(config, found, mesh):
         try:
             source = published.features(config.data, video)
             if source is not None and (first := found[0].train[0].images[0]) in source:
-                return source[first].shape, None
+                return vl_features.align(source, [first], config.model.visual_tokens)[first].shape, None
         except UserError:
             pass  # these files are elsewhere
     tower = abstract.model_of(config.tower, mesh)

@@ -1,7 +1,9 @@
 """What a report shows of a task's test: pictures, question, answer and what is right, and where the model looked."""
 
 import math
+from collections import Counter
 
+import numpy as np
 from PIL import Image
 
 from vlmx import attention, files, logs, report
@@ -16,9 +18,10 @@ def save(world, mix, chosen, v, number, said, run):
     """Rows of results["examples"] of the task `number`, spread over its test, of whose examples `said` are the answers;
     their pictures go to the workdir, named after `run`. Every process of a run has to come here."""
     task = world.tasks[number]
-    rows = range(0, len(task.test), max(len(task.test) // SHOWN, 1))[:SHOWN]
+    rows = spread(len(task.test))
     examples, answers = [task.test[i] for i in rows], [said[i] for i in rows]
-    at = [i for i, a in enumerate(answers) if a.strip()][:LOOKED]
+    regions = hasattr(world.features, "regions")  # whose places in the picture are no cells of a grid
+    at = [] if regions else [i for i, a in enumerate(answers) if a.strip()][:LOOKED]
     of = [examples[i] for i in at], [answers[i] for i in at]
     looked = attention.weights(world, mix, chosen, v, number, *of) if at else []
     if not logs.first_process():
@@ -26,6 +29,7 @@ def save(world, mix, chosen, v, number, said, run):
     pictures = [shown(task, e, world.config.data) for e in examples]
     entries = [
         {"run": run, "seed": None, "part": task.name, "question": shortened(e.text), "said": a, "reference": right(e)}
+        | {"score": score_of(task, e, a)}
         for e, a in zip(examples, answers)
     ]
     entries = report.save_mistakes(world.workdir, map(mosaic, pictures), entries)
@@ -44,6 +48,11 @@ def save(world, mix, chosen, v, number, said, run):
     return entries
 
 
+def spread(n):
+    """Return which of `n` examples are shown: SHOWN of them, from the first to the last at even distances."""
+    return [int(i) for i in np.linspace(0, n - 1, min(SHOWN, n)).round()]
+
+
 def shown(task, example, data):
     """The PIL pictures of an example, of a video its frames; [] where they are not to be had."""
     reader = vl.reader(task.name)
@@ -57,9 +66,20 @@ def shortened(text):
     return text if len(text) <= LONG else f"{text[: LONG // 4]} … {text[-3 * LONG // 4 :]}"
 
 
+def score_of(task, example, answer):
+    """Return what the task's first metric gives to an answer, in percent; None of captions, and without a reference."""
+    known = example.targets or example.about
+    if task.kind == "caption" or not known:
+        return None
+    return float(next(iter(task.score([answer], [example]).values())))
+
+
 def right(example):
-    """The best three answers."""
-    return " / ".join(answer for answer, _ in sorted(example.targets, key=lambda target: -target[1])[:3])
+    """The best three answers: of the targets, or where none was kept of people's own, the most frequent first."""
+    best = [answer for answer, _ in sorted(example.targets, key=lambda target: -target[1])[:3]]
+    about = example.about if isinstance(example.about, dict) else {}
+    people = about.get("answers") or about.get("descriptions") or ()
+    return " / ".join(best or [answer for answer, _ in Counter(people).most_common(3)])
 
 
 def mosaic(pictures, most=4, gap=4):

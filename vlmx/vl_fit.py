@@ -6,7 +6,7 @@ K steps of one compiled call, B examples of a batch.
 import jax
 import jax.numpy as jnp
 
-from vlmx import checkpoint, finite, logs, loop, multitask, optim, shard, streams, variant
+from vlmx import checkpoint, finite, logs, loop, multitask, optim, settings, shard, streams, variant
 from vlmx.data import vl_batches
 from vlmx.logs import say
 
@@ -61,6 +61,7 @@ def fit(world, run, chosen, recipe, meta, folder):
     where = shard.shardings(mesh, state, rules)
     state = shard.place(state, where)
     checkpoints, meta = checkpoint.manager(folder, config.checkpoint_keep), meta | {"total_steps": total}
+    meta |= {"training": settings.training(config, recipe)}
     state = checkpoint.restore(checkpoints, state, meta) or state
     done = int(state["step"])
     say(f"{run}: {total} steps, {per_epoch} an epoch; batches of " + ", ".join(map(str, mix.sizes)))

@@ -42,15 +42,19 @@ def choices(words, texts):
 
 
 def how_to_generate(task, own):
-    """A vlseq.Generation: the task's beams and length, the checkpoint's own rules; with beams a text is made to end."""
-    more = {"length_penalty": 1.0, "sample": False, "force_end": task.beams > 1}
+    """A vlseq.Generation: the task's beams and lengths, the checkpoint's other rules, the published beam search.
+
+    With beams a text is made to end. It begins with the token that the model was tuned with.
+    """
+    more = {"length_penalty": 1.0, "sample": False, "force_end": task.beams > 1, "min_length": 0}
+    more |= {"begin": None, "published_beams": True}
     return dataclasses.replace(own, beams=task.beams, max_length=task.answer_length, **more)
 
 
 def dressed(chosen, model, v, batch):
     """(the model, the Insert, visual tokens) of a batch's task, see variant.dressed."""
     model, into = variant.dressed(chosen, model, variant.pick(v["train"], batch["task"]), v["fixed"])
-    return model, into, model.visual(batch["features"])
+    return model, into, model.visual(batch["features"], batch.get("boxes"))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

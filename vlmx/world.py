@@ -65,6 +65,20 @@ def predict(world, method, v, consts, part, rules=shard.METHOD):
     return evaluate.predict(method, v, world.model, consts, batches, len(part.index), world.mesh, rules)
 
 
+def find_same_prompts(config, dataset, tokenizer):
+    """Return a note on the classes whose prompts have the same token ids, or no note: no method tells them apart."""
+    task = methods.Task(dataset.classnames, dataset.templates, (), tokenizer)
+    texts, what = methods.prompts(task, dataset.templates[:1])
+    same = {}
+    for name, ids in zip(dataset.classnames, tokenizer(texts, what, truncate=config.model.truncate)):
+        same.setdefault(ids.tobytes(), []).append(name)
+    groups = [names for names in same.values() if len(names) > 1]
+    if not groups:
+        return []
+    listed = "; ".join(" = ".join(map(repr, names[:5])) for names in groups[:5]) + "; ..." * (len(groups) > 5)
+    return [f"classes with the same prompt, which this model cannot tell apart by their names: {listed}"]
+
+
 # -------------------------------------------------------------------- model, data and files
 def target_data(config, name):
     """config.data for another data set to test on; what names files of the config's own does not hold for it."""
@@ -76,6 +90,8 @@ def load_target(config, name, workdir):
     """Another data set to test on, read as the config's own is."""
     target = task.load(target_data(config, name), workdir)
     say(f"target: {name}, {len(target.classnames)} classes, {len(target.test.labels)} test images")
+    for note in target.notes:
+        say(f"  note: {note}")
     return target
 
 
@@ -84,7 +100,7 @@ def load_model(config, mesh):
     m = config.model
     rules = shard.rules_of(config.shardings, "model")
     loaded = zoo.load(
-        m.name, image_size=m.image_size or None, dtype=m.dtype, param_dtype=m.param_dtype,
+        m.name, **zoo.overrides(m), dtype=m.dtype, param_dtype=m.param_dtype,
         place=lambda path, shape: shard.sharding(mesh, path, shape, rules + shard.MODEL),
     )  # fmt: skip
     shard.refuse_unused(loaded.model.params, rules)
@@ -98,22 +114,72 @@ def used_rows(problems, part):
     return np.unique(np.concatenate(every).astype(int))
 
 
-def drop_unreadable(config, dataset, problems):
-    """Unreadable training and validation images: the run stops with their list or, if asked, goes on without them."""
-    bad = []
-    for part in ("train", "val"):
-        split, used = getattr(dataset, part), used_rows(problems, part)
-        mine = shard.own(used)
-        found = pipeline.check(fewshot.take(split, mine), dataset.upright, config.data.workers)
-        found = shard.everyone([b._replace(index=int(mine[b.index])) for b in found])
-        found = sorted(pipeline.Bad(*b) for b in found)
-        if found and config.data.bad_images == "stop":
-            raise UserError(pipeline.stop_message(found, len(used)))
-        for problem in problems.values() if found else ():
-            kept = lambda rows: rows[~np.isin(rows, [b.index for b in found])]  # noqa: B023
-            problem.draws[:] = [draw._replace(**{part: kept(getattr(draw, part))}) for draw in problem.draws]
-        bad += found
+def drop_unreadable(config, dataset, targets, problems, transform):
+    """Leave unreadable training and validation images out of the draws, or stop with the list of all splits.
+
+    Args:
+        targets: {name: Dataset}, which are tested on too.
+        transform: the test transform, image -> uint8 [S, S, 3].
+
+    Returns:
+        {"train": [Bad], "val": [Bad]}.
+
+    Raises:
+        UserError: images are unreadable and config.data.bad_images is "stop": it lists those of the test splits too;
+            or it is "skip" and a class has no training image left.
+    """
+    rows = {part: used_rows(problems, part) for part in ("train", "val")}
+    bad = {part: _find_unreadable(config, dataset, part, rows[part], transform) for part in rows}
+    if any(bad.values()) and config.data.bad_images == "stop":
+        sizes = {part: len(used) for part, used in rows.items()}
+        for of, data in {"": dataset, **targets}.items():
+            split, every = name_test_split(of), np.arange(len(data.test.labels))
+            sizes[split], bad[split] = len(every), _find_unreadable(config, data, "test", every, transform)
+        raise UserError(pipeline.splits_stop_message(bad, sizes))
+    for protocol, problem in problems.items():
+        for i, draw in enumerate(problem.draws):
+            left = {part: getattr(draw, part) for part in bad}
+            left = {part: r[~np.isin(r, [b.index for b in bad[part]])] for part, r in left.items()}
+            _refuse_emptied_classes(protocol, dataset, draw, left["train"])
+            if config.checkpoint_best and len(draw.val) > len(left["val"]) == 0:
+                raise UserError(
+                    f"checkpoint_best chooses on validation images, and none of the {len(draw.val)} of {protocol}, "
+                    f"seed {draw.seed}, can be read."
+                )
+            problem.draws[i] = draw._replace(**left)
     return bad
+
+
+def name_test_split(target):
+    """What messages call the test split of a target, or of the data set trained on: ""."""
+    return f"{target} test".strip()
+
+
+def _find_unreadable(config, dataset, part, rows, transform):
+    """The images at `rows` of a split that cannot be read, [Bad] with rows of the split; each process reads a share."""
+    mine = shard.own(rows)
+    images = fewshot.take(getattr(dataset, part), mine)
+    bad = pipeline.check(images, transform, dataset.upright, config.data.workers)
+    return sorted(pipeline.Bad(*b) for b in shard.everyone([b._replace(index=int(mine[b.index])) for b in bad]))
+
+
+def _refuse_emptied_classes(protocol, dataset, draw, rows):
+    """UserError where of a draw's training images the `rows` are left, and none of some class."""
+    before, after = (set(dataset.train.labels[r].tolist()) for r in (draw.train, rows))
+    if empty := sorted(before - after):
+        raise UserError(
+            f"{protocol}, {draw.shots} shots, seed {draw.seed}: without the unreadable images no training image of "
+            f"{', '.join(repr(dataset.classnames[label]) for label in empty[:5])} is left. Repair or replace them "
+            "(--config.data.bad_images=stop lists them), or use more shots."
+        )
+
+
+def refuse_unreadable_tests(problems, tests):
+    """UserError where none of the images of a test can be read, before anything is trained."""
+    for protocol, problem in problems.items():
+        for name, part in problem.parts.items():
+            if len(part.index) and not tests[part.of].features.weight[part.index].any():
+                raise UserError(f"{protocol}: none of the {len(part.index)} test images of {name!r} can be read.")
 
 
 def write_lists(config, workdir, dataset, problems):

@@ -93,12 +93,13 @@ def test_pt_files(tmp_path):
     tensors = {k: torch.from_numpy(v) for k, v in load_file(BACKBONE.with_name("rn_a") / "model.safetensors").items()}
     want = convert.read(BACKBONE.with_name("rn_a"))[1]
     torch.save(tensors, tmp_path / "RN.pt")
-    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path / "RN.pt")[1], want)
+    stated = {"act": "quick_gelu", "heads": (2, 1)}
+    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path / "RN.pt", **stated)[1], want)
 
     half = {f"module.{k}": v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
     torch.save({"epoch": 3, "state_dict": half}, tmp_path / "half.pt", _use_new_zipfile_serialization=False)
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32), want)
-    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path / "half.pt")[1], rounded)
+    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path / "half.pt", **stated)[1], rounded)
 
     torch.save({"hook": print}, tmp_path / "code.pt")
     with pytest.raises(UserError, match="weights_only"):
@@ -106,6 +107,47 @@ def test_pt_files(tmp_path):
     torch.save([tensors["logit_scale"]], tmp_path / "list.pt")
     with pytest.raises(UserError, match="not a CLIP checkpoint"):
         convert.read(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize("path", [("model",), ("model_state_dict",), ("model", "state_dict"), ("module",)])
+def test_weights_inside_what_a_training_loop_saves(tmp_path, path):
+    state = {k: torch.from_numpy(v.copy()) for k, v in load_file(BACKBONE / "model.safetensors").items()}
+    state["logit_scale"] = state["logit_scale"].reshape(1)
+    for key in reversed(path):
+        state = {key: state, "epoch": 3, "rng": torch.zeros(2), "optimizer": {"state": {0: torch.zeros(3)}}}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((BACKBONE / "config.json").read_bytes())
+    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path)[1], convert.read(BACKBONE)[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"logit_scale": torch.tensor(1.0).to(torch.float8_e4m3fn)}, "not floating-point: logit_scale"),
+        ({"logit_scale": torch.tensor(1j)}, "not floating-point: logit_scale"),
+        ({"logit_scale": torch.zeros(2, 2).to_sparse()}, "misshapen: logit_scale"),
+        ({"logit_scale": torch.zeros((), device="meta")}, "not floating-point: logit_scale"),
+        ({1: torch.zeros(2)}, "expected names of tensors, got int 1"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path, change, reason):
+    state = {k: torch.from_numpy(v.copy()) for k, v in load_file(BACKBONE / "model.safetensors").items()}
+    torch.save(state | change, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((BACKBONE / "config.json").read_bytes())
+    with pytest.raises(UserError, match=reason):
+        convert.read(tmp_path)
+
+
+def test_a_pickle_that_runs_code_is_refused_without_advice_to_run_it(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    for name, new in ("a.pt", True), ("b.pt", False):
+        torch.save({"x": Evil()}, tmp_path / name, _use_new_zipfile_serialization=new)
+        with pytest.raises(UserError, match="plain weights") as error:
+            convert.read(tmp_path / name)
+        assert "False" not in str(error.value) and not (tmp_path / "ran").exists()
 
 
 def test_the_export_that_a_torchscript_archive_is_told_to_take_works(tmp_path):

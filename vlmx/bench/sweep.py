@@ -60,7 +60,7 @@ def _world(c, workdir):
     dataset = task.load(c.data, workdir)
     problem = protocols.few_shot(dataset, c.shots, c.seeds)
     model, tokenizer, digest = load_model(c, mesh)
-    transform = functools.partial(transforms.center, size=model.config.vision.image_size)
+    transform = transforms.for_tower(model.config)
     start = time.perf_counter()
     encode = functools.partial(features.encode, model, transform=transform, batch=c.eval_batch, mesh=mesh)
     found = {part: encode(getattr(dataset, part), what=f"{part} images") for part in ("train", "val", "test")}

@@ -4,14 +4,15 @@ Functions on lines of text hold the rules (checked against the official readers)
 File names are listed sorted, where the official code takes the order of the file system.
 """
 
-import json
-import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vlmx.data.image_files import list_folder
 from vlmx.errors import UserError
+from vlmx.files import read_json, read_text
 
 Item = tuple[str, int, str]
 
@@ -137,9 +138,10 @@ def flowers_items(labels: Iterable[int], names: dict[str, str]) -> list[Item]:
 
 
 def listing(folder: Path) -> dict[str, list[str]]:
-    """Sub-folder -> its file names, both sorted, hidden ones left out."""
-    folders = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-    return {f: sorted(p for p in os.listdir(folder / f) if not p.startswith(".")) for f in folders}
+    """Sub-folder -> its file names, both sorted; hidden ones and those of an operating system or a NAS are left out."""
+    folder.stat()  # FileNotFoundError says what is missing
+    folders, _ = list_folder(folder, Counter())
+    return {f: list_folder(folder / f, Counter())[1] for f in folders}
 
 
 def folder_items(files: dict[str, list[str]], rename: Callable[[str], str] = str, prefix: str = "") -> list[Item]:
@@ -161,14 +163,20 @@ def imagenet_v2_items(files: dict[str, list[str]], names: list[str]) -> list[Ite
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    path.stat()  # FileNotFoundError says what is missing
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _matlab(path: Path) -> dict:
     from scipy.io import loadmat
 
     path.stat()  # scipy would try another ending before it says that the file is missing
-    return loadmat(path, squeeze_me=True)
+    if not path.is_file():
+        raise UserError(f"{path}: no file, but a folder, a pipe or a device.")
+    try:
+        return loadmat(path, squeeze_me=True)
+    except Exception as e:  # scipy raises what its reader stumbles over
+        raise UserError(f"{path}: no whole MATLAB file ({e}). Was it downloaded completely?") from e
 
 
 # The names that CLIP's authors made for ImageNet's classes (openai/CLIP, notebooks, MIT licence), which all papers use.
@@ -191,7 +199,9 @@ def _wnid_items(home: Path, folder: str, prefix: str = "") -> list[Item]:
 
 def _flowers(home: Path):
     labels = _matlab(home / "imagelabels.mat")["labels"].tolist()
-    return {"all": flowers_items(labels, json.loads((home / "cat_to_name.json").read_text(encoding="utf-8")))}
+    (home / "cat_to_name.json").stat()
+    names = read_json(home / "cat_to_name.json", 'Expected {"1": "pink primrose", ...}.')
+    return {"all": flowers_items(labels, names)}
 
 
 def _pets(home: Path):

@@ -7,11 +7,24 @@ official lists (vlmx/data/annotations.py). What a person has to know about the r
 import json
 import os
 import random
+import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from vlmx import files
 from vlmx.data import annotations
 from vlmx.data.annotations import Item
+from vlmx.data.image_files import (
+    Entry,
+    file_id,
+    find_file,
+    is_name,
+    normalize_name,
+    printable,
+    refuse_conflicts,
+    split_repeats,
+)
 from vlmx.data.task import Dataset, record, split
 from vlmx.errors import UserError
 
@@ -124,14 +137,15 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
     if not (home / bench.images).is_dir():
         raise UserError(missing(name, root, home / bench.images))
     try:
-        parts, notes = published_or_made(name, bench, home, data.get("split_file"), workdir)
+        parts, notes = published_or_made(name, bench, home, data, workdir)
     except FileNotFoundError as e:
         raise UserError(missing(name, root, e.filename)) from e
     except UserError:
         raise
-    except (ValueError, KeyError, IndexError) as e:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
         raise UserError(f"{name}: a line of the official lists under {home} is not as expected ({e!r}).") from e
-    check_files(name, home / bench.images, parts)
+    parts, missing_files = check_files(name, home / bench.images, parts, data.get("bad_images") == "skip")
+    notes = [*notes, *missing_files]
     if name == "imagenet_v2":
         classnames = tuple(annotations.wnid_names(home).values())
     else:
@@ -155,15 +169,16 @@ def _counts(counts: tuple) -> str:
     return f"{classes} classes, {' / '.join(str(n or '-') for n in images)} images"
 
 
-def published_or_made(
-    name, bench: Benchmark, home: Path, split_file, workdir
-) -> tuple[dict[str, list[Item]], list[str]]:
+def published_or_made(name, bench: Benchmark, home: Path, data, workdir) -> tuple[dict[str, list[Item]], list[str]]:
     """({"train": items, "val": ..., "test": ...} or fewer, notes)."""
+    split_file = data.get("split_file")
     if split_file and not bench.split:
         raise UserError(f"data.split_file: {name} has no split file; its splits come from its folders or lists.")
-    path = home / Path(split_file or f"split_zhou_{bench.split}.json").expanduser()  # an absolute one stays as it is
+    path = home / os.path.expanduser(split_file or f"split_zhou_{bench.split}.json")  # an absolute one stays as it is
     if bench.split and (split_file or path.exists()):
-        return read_split(path), []
+        parts, notes = read_split(path, data.get("bad_images") == "skip")
+        parts, repeated = count_once(path, parts, lambda p: file_id(home / bench.images / p), not split_file)
+        return parts, notes + repeated
     return made(name, annotations.READERS[name](home), workdir)
 
 
@@ -189,25 +204,92 @@ def complete(parts: dict[str, list[Item]]) -> dict[str, list[Item]]:
     return parts
 
 
-def read_split(path: Path) -> dict[str, list[Item]]:
-    """A file {"train": [[path, label, class name], ...], "val": ..., "test": ...}."""
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-        return {p: [(str(i), int(label), str(c)) for i, label, c in parts[p]] for p in ("train", "val", "test")}
-    except (json.JSONDecodeError, KeyError, ValueError, TypeError) as e:
-        raise UserError(
-            f"{path} is no split file ({type(e).__name__}: {e}). Expected a JSON object with the keys train, val and "
-            "test, each a list of [image path, label, class name]; was it downloaded as a web page instead?"
-        ) from e
+SPLIT_FORMAT = (
+    "Expected a JSON object with the keys train, val and test, each a list of [image path, label, class name], with "
+    "labels 0, 1, 2, ...; was it downloaded as a web page instead?"
+)
+
+
+def read_split(path: Path, skip: bool = False) -> tuple[dict[str, list[Item]], list[str]]:
+    """Read a file {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
+
+    Args:
+        path: of the file.
+        skip: leave out the entries that are no [path, label, class name], instead of raising.
+
+    Returns:
+        ({split: items}, notes).
+
+    Raises:
+        UserError: the file is missing, or not as above.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"data.split_file: {printable(path)} is not there.")
+    content = files.parse_json(files.read_text(path, SPLIT_FORMAT), f"{printable(path)} is no split file", SPLIT_FORMAT)
+    parts, wrong = {}, []
+    for part in ("train", "val", "test"):
+        if not isinstance(content.get(part), list):
+            raise UserError(f"{printable(path)} is no split file: no list under the key {part!r}. {SPLIT_FORMAT}")
+        parts[part] = []
+        for i, entry in enumerate(content[part]):
+            if is_item(entry):
+                parts[part].append((entry[0], entry[1], normalize_name(entry[2])))
+            else:
+                wrong.append(f"{part}[{i}] is {reprlib.repr(entry)}")
+    if wrong and not skip:
+        raise UserError(f"{printable(path)} is no split file: {wrong[0]}. {SPLIT_FORMAT}")
+    note = f"{len(wrong)} entries of {printable(path)} are left out, as they are no [image path, label, class name]"
+    return parts, [f"{note}: {wrong[0]}"] if wrong else []
+
+
+def is_item(entry) -> bool:
+    """Return whether an entry of a split file is [image path, label, class name]."""
+    if not isinstance(entry, list) or len(entry) != 3:
+        return False
+    path, label, name = entry
+    return isinstance(path, str) and bool(path) and type(label) is int and label >= 0 and is_name(name)  # no True
+
+
+def count_once(source: Path, parts: dict[str, list[Item]], identify: Callable, published: bool):
+    """Leave out later mentions of an image.
+
+    Args:
+        source: the split file.
+        parts: {split: items}.
+        identify: path of an item -> what the image is.
+        published: whether it is the benchmark's official file, which stays as it is, with a note.
+
+    Returns:
+        (parts, notes).
+
+    Raises:
+        UserError: an image has two classes or is in two splits.
+    """
+    entries = [Entry(path, c, part, f"{part}[{i}]") for part in parts for i, (path, _, c) in enumerate(parts[part])]
+    _, repeats = split_repeats(entries, identify)
+    if not repeats:
+        return parts, []
+    what = f"{printable(source)} lists {len(repeats)} images more than once"
+    if published:
+        places = " and ".join(f"{e.label!r} in {e.part}" for e in repeats[0])
+        return parts, [
+            f"{what} in train, val and test, which is left as published; {printable(repeats[0][1].path)} is {places}"
+        ]
+    refuse_conflicts(source, repeats)
+    again = {entry.place for _, entry in repeats}
+    kept = {part: [item for i, item in enumerate(items) if f"{part}[{i}]" not in again]
+            for part, items in parts.items()}  # fmt: skip
+    return kept, [f"{what}; each counts once"]
 
 
 def names_of(name: str, parts: dict[str, list[Item]]) -> tuple[str, ...]:
     """Class names by label, from the training items (from the test items where there is no training part)."""
     names = {label: c for _, label, c in parts.get("train") or parts["test"]}
-    if sorted(names) != list(range(len(names))) or not names:
-        gaps = sorted(set(range(max(names, default=0))) - set(names))
+    if gaps := [i for i in range(len(names)) if i not in names] or not names:
+        largest = f", the largest is {max(names)}" if names else ""
         raise UserError(
-            f"{name}: the labels of the training images must be 0, 1, 2, ...; missing: {gaps[:5] or 'all'}."
+            f"{name}: the labels of the training images must be 0, 1, 2, ...; "
+            f"missing: {gaps[:5] if names else 'all'}{largest}."
         )
     for part, items in parts.items():
         odd = next((i for i in items if names.get(i[1]) != i[2]), None)
@@ -219,19 +301,40 @@ def names_of(name: str, parts: dict[str, list[Item]]) -> tuple[str, ...]:
     return tuple(names[i] for i in range(len(names)))
 
 
-def check_files(name: str, root: Path, parts: dict[str, list[Item]]) -> None:
-    """Every image file is there: one listing per folder instead of one look per file."""
+def check_files(name: str, root: Path, parts: dict[str, list[Item]], skip: bool = False) -> tuple[dict, list[str]]:
+    """Check that every image file is there, by one listing per folder instead of one look per file.
+
+    Args:
+        name: of the benchmark.
+        root: folder of the images.
+        parts: {split: items}.
+        skip: leave out missing files instead of raising.
+
+    Returns:
+        (parts with the paths as they are spelled on disk, notes).
+    """
     paths = [i[0] for items in parts.values() for i in items]
     there = {}
     for folder in {os.path.dirname(p) for p in paths}:
-        there[folder] = set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
-    gone = [p for p in paths if os.path.basename(p) not in there[os.path.dirname(p)]]
-    if gone:
+        try:
+            there[folder] = set(os.listdir(root / folder)) if os.path.isdir(root / folder) else set()
+        except OSError as e:
+            raise UserError(f"{name}: the folder {root / folder} cannot be listed: {e.strerror}.") from e
+    unlisted = {p for p in paths if os.path.basename(p) not in there[os.path.dirname(p)]}
+    spelling = {p: find_file(root, p) for p in unlisted}
+    gone = [p for p in paths if p in spelling and spelling[p] is None]
+    if not unlisted:
+        return parts, []
+    what = f"{len(gone)} of {len(paths)} image files are not under {printable(root)}"
+    if gone and not skip:
         raise UserError(
-            f"{name}: {len(gone)} of {len(paths)} image files are not under {root}, for instance\n"
-            + "".join(f"  {p}\n" for p in gone[:5])
+            f"{name}: {what}, for instance\n"
+            + "".join(f"  {printable(p)}\n" for p in gone[:5])
             + f"Was the archive unpacked completely and into this place? Source: {BENCHMARKS[name].source}."
         )
+    respelled = {part: [(spelling.get(p, p), label, c) for p, label, c in items] for part, items in parts.items()}
+    kept = {part: [item for item in items if item[0] is not None] for part, items in respelled.items()}
+    return kept, [f"left out: {what}, for instance {printable(gone[0])}"] if gone else []
 
 
 def missing(name: str, root: Path, path) -> str:

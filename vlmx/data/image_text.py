@@ -6,6 +6,8 @@ Text, targets, lengths and splits are those of VL-Adapter (Sung et al. 2022, arX
     bad     "stop": an entry that cannot be used is an error; "skip": it is left out and counted in Task.notes.
 """
 
+from typing import Any, NamedTuple
+
 from vlmx.data import karpathy, vl_files, vqav2
 from vlmx.data.vl import Example, Task
 from vlmx.data.vl_files import Checks, LineRows, Lines, Rows, find, needed, read_json, rows_of, soft
@@ -38,6 +40,7 @@ def gqa(root, train=("train", "val"), images=None, bad="stop") -> Task:
     The test is testdev.
     """
     checks = Checks("gqa", bad, images)
+    train = tuple(train) if isinstance(train, (tuple, list)) else (train,)
     if odd := [p for p in train if p not in ("train", "val")]:
         raise unknown("part of gqa to train on", odd[0], ("train", "val"))
     parts = {part: _gqa_rows(root, part, checks) for part in GQA_FILES}
@@ -61,16 +64,25 @@ def _gqa_example(id, image, question, label, kind):
     return Example(id, (image,), question, label, {"type": kind} if kind else None)
 
 
+class Official(NamedTuple):
+    """What is needed of an entry of GQA's files; None where it is missing."""
+
+    image: Any
+    question: Any
+    answer: Any
+    kind: Any
+
+
 def _gqa_keep(pairs):
-    """Of the file's objects what is needed: official entries as (image, question, answer, type), the whole as pairs."""
+    """Of the file's objects what is needed: official entries as an Official, the whole as pairs."""
     row = dict(pairs)
     if "imageId" in row or isinstance(row.get("question"), str):
-        return row.get("imageId"), row.get("question"), row.get("answer"), row.get("types")
+        return Official(*(row.get(k) for k in ("imageId", "question", "answer", "types")))
     if "structural" in row:
         return row["structural"]
     if "question_id" in row or "sent" in row:
         return row
-    if any(isinstance(v, tuple) for v in row.values()):
+    if any(isinstance(v, Official) for v in row.values()):
         return pairs  # pairs, not a dict: an id that is there twice is to be seen
     return row if all(isinstance(v, (int, float)) for v in row.values()) else None
 
@@ -78,23 +90,38 @@ def _gqa_keep(pairs):
 def _gqa_rows(root, part, checks):
     names = [f"{folder}{name}" for name in GQA_FILES[part] for folder in ("GQA/", "gqa/", "")]
     path = find(root, names, f"GQA's balanced questions: {GQA_FILES[part][0]}")
-    rows = []
-    for i, entry in enumerate(read_json(path, GQA_ENTRY, pairs=_gqa_keep)):
-        if isinstance(entry, tuple):
-            id, (image, question, answer, kind) = entry[0], entry[1] or 4 * (None,)
-            where, label = f"{path}, {id!r}", ((answer, 1.0),) if answer is not None else ()
-        else:
-            where = f"{path}, entry {i}"
-            needed(entry, ("question_id", "img_id", "sent"), where, GQA_ENTRY)
-            id, image, question, kind = entry["question_id"], entry["img_id"], entry["sent"], None
-            label = soft(entry.get("label"), where, GQA_ENTRY)
-        if not (isinstance(image, str) and isinstance(question, str)):
+    entries = read_json(path, GQA_ENTRY, pairs=_gqa_keep)
+    official = [isinstance(e, tuple) and not isinstance(e, Official) for e in entries]  # (id, Official) of an object
+
+    def place(i):
+        return f"{path}, {entries[i][0]!r}" if official[i] else f"{path}, entry {i}"
+
+    def row_of(i):
+        if not official[i]:
+            return entries[i]
+        id, content = entries[i]
+        content = content if isinstance(content, Official) else Official(None, None, None, None)
+        return {"id": id} | content._asdict()
+
+    def check(row, where):
+        if "id" not in row:
+            needed(row, ("question_id", "img_id", "sent"), where, GQA_ENTRY)
+            soft(row.get("label"), where, GQA_ENTRY)
+        elif not (isinstance(row["image"], str) and isinstance(row["question"], str)):
             raise UserError(f"{where}: no 'imageId' or no 'question'. Expected {GQA_ENTRY}")
-        if not all(isinstance(answer, str) for answer, _ in label):
-            raise UserError(f"{where}: 'answer' is {label[0][0]!r}, not a text. Expected {GQA_ENTRY}")
-        kind = kind if isinstance(kind, str) else None
-        if checks.entry(where, id, (image,), label):
-            rows.append((str(id), image, question, label, kind))
+        elif not isinstance(row["answer"], str | None):
+            raise UserError(f"{where}: 'answer' is {str(row['answer'])[:40]}, not a text. Expected {GQA_ENTRY}")
+
+    rows = []
+    for where, row in checks.entries(place, [row_of(i) for i in range(len(entries))], (), GQA_ENTRY, check):
+        if "id" in row:
+            id, image, question, kind = row["id"], row["image"], row["question"], row["kind"]
+            label = () if row["answer"] is None else ((row["answer"], 1.0),)
+        else:
+            id, image, question, kind = row["question_id"], row["img_id"], row["sent"], None
+            label = soft(row.get("label"), where, GQA_ENTRY)
+        if checks.entry(where, id, (image,), [score for _, score in label if score]):
+            rows.append((str(id), image, question, label, kind if isinstance(kind, str) else None))
     return rows
 
 
@@ -142,19 +169,19 @@ def _nlvr_example(row, part=0):
 def _nlvr_rows(root, part, checks):
     names = [f"{f}{n}" for n in NLVR_FILES[part] for f in ("nlvr/", "nlvr2/data/", "nlvr2/", "")]
     path = find(root, names, f"NLVR2's {NLVR_FILES[part][0]}, {NLVR_LINE}; or {NLVR_ROWS}")
-    with open(path, "rb") as stream:
-        first = stream.read(64).lstrip()[:1]
-    if first != b"[":
-        lines = Lines(path)
-        found = lines.scan(checks, ("identifier", "sentence"), NLVR_LINE)
+    lines = Lines(path)
+    if not lines.begin_with(b"["):
+        found = lines.scan(checks, ("identifier", "sentence"), NLVR_LINE, _check_pair)
         return LineRows(lines, [(at, 0) for at, where, row in found if _nlvr_fits(checks, where, row)], _nlvr_example)
-    rows = []
-    for i, row in enumerate(read_json(path, NLVR_ROWS)):
-        where = f"{path}, entry {i}"
-        needed(row, ("identifier", "img0", "img1", "sent"), where, NLVR_ROWS)
-        if _nlvr_fits(checks, where, row):
-            rows.append(row)
-    return Rows(_nlvr_example, rows)
+    keys, place = ("identifier", "img0", "img1", "sent"), lambda i: f"{path}, entry {i}"
+    rows = checks.entries(place, read_json(path, NLVR_ROWS), keys, NLVR_ROWS, _check_pair)
+    return Rows(_nlvr_example, [row for where, row in rows if _nlvr_fits(checks, where, row)])
+
+
+def _check_pair(row, where):
+    """UserError where the name of an image, which an official line may leave out, is no text."""
+    if not all(isinstance(name, str) for name in nlvr_images(row)):
+        raise UserError(f"{where}: 'img0' or 'img1' is not a text. Expected {NLVR_LINE}")
 
 
 def _nlvr_fits(checks, where, row):

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 from vlmx.data.vl import Example, Task
-from vlmx.data.vl_files import Checks, find, needed, read_json, rows_of
+from vlmx.data.vl_files import Checks, find, read_json, rows_of
 from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError
 from vlmx.metrics import caption
@@ -20,10 +20,10 @@ def load(root, images=None, bad="stop", java=True) -> Task:
     java: METEOR and SPICE, where they can be had.
     """
     checks = Checks("caption", bad, images)
-    path, parts = _file(root), {part: [] for part in PARTS}
-    for i, (name, part, said) in enumerate(images_of(root)):
-        if part in parts and checks.entry(f"{path}, images[{i}]", name, (name,), said):
-            parts[part] += [(name, (s,)) for s in said] if part == "train" else [(name, said)]
+    parts = {part: [] for part in PARTS}
+    for where, name, part, captions in images_of(root, checks):
+        if checks.entry(where, name, (name,), captions):
+            parts[part] += [(name, (s,)) for s in captions] if part == "train" else [(name, captions)]
     splits = [rows_of(_example, rows) for rows in parts.values()]
     scored = functools.partial(score, java=java)
     notes = (*checks.notes(), *(caption.notes() if java else ()))
@@ -44,15 +44,26 @@ def _file(root):
     return find(root, names, f"Karpathy's split of COCO: dataset_coco.json, {COCO}")
 
 
-def images_of(root):
-    """(image, part, captions) of each image of Karpathy's file; restval is of train."""
+def images_of(root, checks):
+    """(place, image, part, captions) of each image of Karpathy's file; restval is of train."""
     path = _file(root)
     content = read_json(path, COCO, lambda row: row["raw"] if "sentid" in row and "raw" in row else row, dict)
-    if not isinstance(content.get("images"), list):
+    rows = content.get("images")
+    if not isinstance(rows, list):
         raise UserError(f"{path}: no list 'images'. Expected {COCO}")
-    for i, row in enumerate(content["images"]):
-        needed(row, ("filename", "split", "sentences"), f"{path}, images[{i}]", COCO)
+    keys = ("filename", "split", "sentences")
+    for where, row in checks.entries(lambda i: f"{path}, images[{i}]", rows, keys, COCO, _check_image):
         part = "train" if row["split"] == "restval" else row["split"]
-        if odd := [s for s in row["sentences"] if not isinstance(s, str)]:
-            raise UserError(f"{path}, images[{i}]: a sentence {str(odd[0])[:40]}. Expected {COCO}")
-        yield Path(row["filename"]).stem, part, tuple(s.strip() for s in row["sentences"] if s.strip())
+        yield where, Path(row["filename"]).stem, part, tuple(filter(None, map(str.strip, _sentences(row))))
+
+
+def _check_image(row, where):
+    """UserError for a split that is none, or a sentence that is no text."""
+    if row["split"] not in (*PARTS, "restval"):
+        raise UserError(f"{where}: 'split' is {row['split'][:40]!r}. Expected train, restval, val or test.")
+    if odd := [s for s in _sentences(row) if not isinstance(s, str)]:
+        raise UserError(f"{where}: a sentence {str(odd[0])[:40]}. Expected {COCO}")
+
+
+def _sentences(row):
+    return [s.get("raw") if isinstance(s, dict) else s for s in row["sentences"]]

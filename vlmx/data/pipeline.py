@@ -114,18 +114,29 @@ def train_batches(
         yield made
 
 
-def check(split: Split, upright: bool = False, workers: int = 0) -> list[Bad]:
-    """Every image of the split that cannot be read: [(index, name, reason)]. Decodes all of them once."""
+def check(split: Split, transform: Callable | None = None, upright: bool = False, workers: int = 0) -> list[Bad]:
+    """Every image of the split that cannot be read: [(index, name, reason)]. Decodes all of them once.
+
+    `transform(image)`, if there is one, is asked too: it refuses strips that are too thin for it.
+    """
     chunk = 64
-    make = functools.partial(_check_chunk, split, chunk, upright)
+    make = functools.partial(_check_chunk, split, chunk, transform, upright)
     return [bad for _, found in _stream(make, 0, -(-len(split.labels) // chunk), workers, [split]) for bad in found]
 
 
 def stop_message(bad: Sequence[Bad], n: int) -> str:
     """What a person reads when a run stops for the `bad` images of `n`: the first 20 with reasons, and the ways out."""
-    lines = [f"{len(bad)} of {n} images cannot be read:"]
-    lines += [f"  {b.name}: {b.reason}" for b in bad[:20]]
-    lines += [f"  ... and {len(bad) - 20} more"] if len(bad) > 20 else []
+    return splits_stop_message({"": bad}, {"": n})
+
+
+def splits_stop_message(bad: dict[str, Sequence[Bad]], sizes: dict[str, int]) -> str:
+    """The stop message for several splits: of each, by its name, the unreadable images of those that were read."""
+    lines = []
+    for split, images in bad.items():
+        if images:
+            lines += [f"{len(images)} of {sizes[split]} {split} images cannot be read:".replace("  ", " ")]
+            lines += [f"  {b.name}: {b.reason}" for b in images[:20]]
+            lines += [f"  ... and {len(images) - 20} more"] if len(images) > 20 else []
     return "\n".join(
         [*lines, "Repair or remove them, or leave them out and count them in the report: --config.data.bad_images=skip"]
     )
@@ -185,11 +196,13 @@ def _fill(split, index, draw, upright):
     return {"image": np.stack(images), "label": label, "index": index.astype(np.int32), "weight": weight}, bad
 
 
-def _check_chunk(split, chunk, upright, step):
+def _check_chunk(split, chunk, transform, upright, step):
     bad = []
     for i in range(step * chunk, min((step + 1) * chunk, len(split.labels))):
         try:
-            transforms.decode(split.images[i], upright)
+            img = transforms.decode(split.images[i], upright)
+            if transform:
+                transform(img)
         except transforms.BadImage as e:
             bad.append(_bad(split, i, e))
     return {}, bad

@@ -10,11 +10,16 @@ at most so many tokens of input and of target, 0: as published; `options`, {task
 import functools
 from pathlib import Path
 
-from vlmx.data import image_text, own, scene_files, transforms, vl_features, vl_forms, vqav2
+import numpy as np
+from ml_collections import ConfigDict
+
+from vlmx.data import image_text, own, scene_files, transforms, vl_features, vl_files, vl_forms, vqav2
 from vlmx.data import video_text as videos
-from vlmx.data.video import RATE, VIDEOS, frames
+from vlmx.data.video import RATE, VIDEOS, frames, shrink
 from vlmx.data.vl import Task
-from vlmx.errors import UserError
+from vlmx.errors import UserError, unknown
+
+READERS = image_text.READERS | {name: functools.partial(videos.load, name) for name in vl_forms.VIDEO_TEXT}
 
 
 def load(name: str, data) -> Task:
@@ -24,12 +29,35 @@ def load(name: str, data) -> Task:
     if data.get("scenes"):
         family = "video" if name in vl_forms.VIDEO_TEXT else "image"
         scene_files.write(data["root"], family, scale=data["scenes"], workers=data.get("workers", 0))
-    source = features(data, video=name in vl_forms.VIDEO_TEXT)
-    options = {"images": source, "bad": data.get("bad", "stop")} | dict((data.get("options") or {}).get(name, {}))
+    options = checks_of(name, data) | options_of(name, data)
     if name in vl_forms.VIDEO_TEXT or name == "caption":
         options["java"] = data.get("java", True)
-    task = (videos if name in vl_forms.VIDEO_TEXT else image_text).load(name, data["root"], **options)
+    task = vl_files.load("task", READERS, name, data["root"], options)
+    if name in data.get("hidden", ()):
+        hidden(name, data)  # what is wrong with it is said now, not when the training is over
     return cut(task, data)
+
+
+def checks_of(name, data):
+    """The arguments of a task's reader that say what is checked: the features or, with bad="skip" and where these are
+    still to be made, the pictures themselves."""
+    video, bad = name in vl_forms.VIDEO_TEXT, data.get("bad", "stop")
+    images = features(data, video)
+    if images is None and bad == "skip":
+        images = Pictures(pictures(data, video), video)
+    return {"images": images, "bad": bad}
+
+
+def options_of(name, data):
+    """config.data.options of a task. UserError where these are not {task: {argument: value}}."""
+    options = data.get("options") or {}
+    options = options.to_dict() if isinstance(options, ConfigDict) else options
+    if not isinstance(options, dict) or not all(isinstance(o, dict) for o in options.values()):
+        raise UserError(f"data.options: expected {{task: {{argument: value}}}}, got {options!r}.")
+    for task in options:
+        if task not in vl_forms.FORMS:
+            raise unknown("task in data.options", task, vl_forms.FORMS)
+    return options.get(name, {})
 
 
 def cut(task, data):
@@ -40,11 +68,12 @@ def cut(task, data):
 
 def hidden(name: str, data):
     """The examples of the test part whose answers the leaderboard keeps. UserError for tasks without."""
+    checks = checks_of(name, data)
     if name in vl_forms.VIDEO_TEXT:
-        return videos.hidden(name, data["root"])
+        return videos.hidden(name, data["root"], **checks)
     if name != "vqa":
         raise UserError(f"data.hidden: {name} has no test whose answers are kept; its submission is of the test here")
-    return vqav2.hidden(data["root"])
+    return vqav2.hidden(data["root"], **checks)
 
 
 def features(data, video=False):
@@ -81,10 +110,28 @@ def shown(name: str, images, data) -> list:
     found = _files(pictures(data, video), video)
     try:
         if video:
-            return list(frames(found[images[0]], RATE))
+            return [shrink(frame) for frame in frames(found[images[0]], RATE)]
         return [transforms.decode(found[i]) for i in images]
     except (KeyError, transforms.BadImage, UserError):
         return []
+
+
+class Pictures:
+    """Which pictures, or videos, of a folder can be encoded: `name in pictures`, and `pictures[name]`, its pixels."""
+
+    def __init__(self, folder, video):
+        self.paths, self.video = _files(folder, video), video
+
+    def __contains__(self, name):
+        return name in self.paths
+
+    def __getitem__(self, name):
+        """Pixels `(H, W, 3)` of a picture, or of a video's first frame. UserError where it cannot be read."""
+        path = self.paths[name]
+        try:
+            return np.asarray(next(frames(path, RATE)) if self.video else transforms.decode(path))
+        except transforms.BadImage as e:
+            raise UserError(f"{path} cannot be read: {e}") from e
 
 
 @functools.cache

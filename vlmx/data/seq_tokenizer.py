@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlmx.data import tokenizer
 from vlmx.errors import UserError
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises installing torch; tokenizers need none
@@ -38,15 +39,13 @@ class Words(NamedTuple):
 
 def load(folder, vocab, pad):
     """The Words whose files lie in `folder`. Raises UserError where there are none, or not those of this model."""
-    from transformers import AutoTokenizer
-
     folder = Path(folder)
     if not ((folder / "tokenizer.json").is_file() or all((folder / f).is_file() for f in ("vocab.json", "merges.txt"))):
         raise UserError(
             f"{folder}: no tokenizer beside the weights; expected tokenizer.json, or vocab.json and merges.txt"
         )
-    hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    highest = max(hf.get_vocab().values())
+    hf = tokenizer.read(folder)
+    highest = max(hf.get_vocab().values(), default=-1)
     if highest >= vocab:
         raise UserError(f"the tokenizer in {folder} has ids up to {highest}, this model embeds {vocab}: not its own")
     return Words(hf, pad)

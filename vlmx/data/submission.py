@@ -1,5 +1,7 @@
 """Predictions as the leaderboards take them."""
 
+import csv
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -7,7 +9,9 @@ from collections.abc import Sequence
 from vlmx.data.vl import Example
 from vlmx.errors import unknown
 
-IMAGE_ID = re.compile(r"(\d+)$")
+# Names of COCO's images, whose leaderboard knows them by number: COCO_val2014_000000000042, 000000000042.
+IMAGE_ID = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{1,18})")
+NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 def submission(task: str, examples: Sequence[Example], predictions: Sequence[str]) -> str:
@@ -22,7 +26,8 @@ def submission(task: str, examples: Sequence[Example], predictions: Sequence[str
 
 
 def _vqa(rows):
-    return json.dumps([{"question_id": int(e.id), "answer": p} for e, p in rows])
+    """Ids of digits are numbers, as the leaderboard's; others stay texts."""
+    return json.dumps([{"question_id": int(e.id) if NUMBER.fullmatch(e.id) else e.id, "answer": p} for e, p in rows])
 
 
 def _gqa(rows):
@@ -30,11 +35,18 @@ def _gqa(rows):
 
 
 def _nlvr(rows):
-    return "".join(f"{e.id},{p.capitalize()}\n" for e, p in rows)
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows((e.id, p.capitalize()) for e, p in rows)
+    return lines.getvalue()
 
 
 def _coco(rows):
-    return json.dumps([{"image_id": int(IMAGE_ID.search(e.id)[1]), "caption": p} for e, p in rows])
+    """Names of images that are not COCO's stay texts: their digits alone need not tell them apart."""
+    matches = [IMAGE_ID.fullmatch(e.id) for e, _ in rows]
+    ids = [int(m[1]) for m in matches] if all(matches) else []
+    if len(set(ids)) < len(rows):
+        ids = [e.id for e, _ in rows]
+    return json.dumps([{"image_id": id, "caption": p} for id, (_, p) in zip(ids, rows)])
 
 
 def _choices(rows):

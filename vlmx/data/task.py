@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmx.data.image_files import is_text
 from vlmx.errors import UserError, unknown
 
 
@@ -79,15 +80,16 @@ def split(root: str | os.PathLike, names: Sequence[str], labels: Sequence[int]) 
 
 def record(path: Path, text: str) -> None:
     """Write what a run rests on, once: the same text again is fine, another one is an error."""
+    content = text.encode(errors="surrogateescape")  # file names that are not UTF-8 stay the bytes that they are
     if path.exists():
-        if path.read_text(encoding="utf-8") != text:
+        if path.read_bytes() != content:
             raise UserError(
                 f"{path} was written by an earlier run on other data; use another workdir, or remove the file."
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_bytes(content)
     draft.replace(path)  # at once: other processes of the same run read it
 
 
@@ -101,20 +103,30 @@ def known() -> tuple[str, ...]:
 def load(data, workdir: str | os.PathLike) -> Dataset:
     """The dataset `data.name`; `data` is a config or a dict.
 
-    Readers use `data.root`, `data.split_file` (published ones), `data.file` (csv). For every dataset `data.templates`
-    replaces the templates and `data.classnames` names a file with other class names. Splits that have to be made are
-    written to `workdir`. Raises UserError for an unknown name, and for files that are missing or not as expected.
+    Readers use `data.root`, `data.split_file` (published ones and folder), `data.file` (csv). For every dataset
+    `data.templates` replaces the templates and `data.classnames` names a file with other class names. Splits that have
+    to be made are written to `workdir`. Raises UserError for an unknown name, and for files that are missing or not as
+    expected.
     """
     from vlmx.data import own
 
     dataset = _read(data, workdir)
     if data.get("templates"):
-        given = data["templates"]
-        dataset = dataset._replace(templates=(given,) if isinstance(given, str) else tuple(given))
-    for template in dataset.templates:
+        dataset = dataset._replace(templates=check_templates(data["templates"]))
+    return own.rename(dataset, data["classnames"]) if data.get("classnames") else dataset
+
+
+def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """Return `data.templates` as a tuple of texts. UserError unless each holds {} once; other braces are text."""
+    if not isinstance(templates, (str, list, tuple)):
+        raise UserError(f"data.templates: {templates!r:.80} is no text and no list of texts.")
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    for template in templates:
+        if not is_text(template):
+            raise UserError(f"data.templates: {template!r:.80} is no text.")
         if template.count("{}") != 1:
             raise UserError(f"data.templates: {template!r} must hold {{}} once, the place of the class name.")
-    return own.rename(dataset, data["classnames"]) if data.get("classnames") else dataset
+    return templates
 
 
 def _read(data, workdir) -> Dataset:
@@ -124,6 +136,8 @@ def _read(data, workdir) -> Dataset:
     if name not in known():
         raise unknown("data set (data.name)", name, known())
     if name in embedded.NAMES:
+        if data.get("split_file"):
+            raise UserError(f"data.split_file: {name} is part of the package and has fixed splits; leave it out.")
         return embedded.load(name)
     if not data.get("root"):
         raise UserError(f"data.root: {name} needs the folder of the images, for instance --config.data.root=/data.")

@@ -83,7 +83,8 @@ class Records(Sequence):
         """Of each source: its part, and a digest of the files of its data set, by name, size and times."""
         folders = [sorted(map(str, Path(source.dataset_info.data_dir).iterdir())) for source in self.sources]
         files = ["\n".join(task.identity(folder, i) for i in range(len(folder))) for folder in folders]
-        return [f"{s.split} {hashlib.sha256(text.encode()).hexdigest()}" for s, text in zip(self.sources, files)]
+        digests = [hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest() for text in files]
+        return [f"{s.split} {digest}" for s, digest in zip(self.sources, digests)]
 
 
 def load(data, workdir: str | os.PathLike) -> Dataset:
@@ -105,19 +106,24 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
     where = {key: (i, row) for i, rows in enumerate(index.values()) for row, (key, _) in enumerate(rows)}
     path = _split_file(data, root, bench)
     if path:
-        parts, notes = classification.read_split(path), []
+        parts, notes = classification.read_split(path, data.get("bad_images") == "skip")
+        parts, repeated = classification.count_once(path, parts, _stem, not data.get("split_file"))
+        notes += repeated
         classnames = classification.names_of(name, parts)
     else:
         parts, classnames = _own_parts(name, index, classes)
         parts, notes = classification.made(name, parts, workdir)
-    keys = {p: [_stem(i[0]) for i in items] for p, items in parts.items()}
-    gone = [k for part in keys.values() for k in part if k not in where]
+    gone = [i[0] for items in parts.values() for i in items if _stem(i[0]) not in where]
     if gone:
-        raise UserError(
-            f"tfds:{name}: {len(gone)} images of {path} are not among the records of {opened.data_path}, "
-            f"for instance {', '.join(gone[:5])}. Prepared with another version or config? "
-            f"Expected {builder.name}:{builder.version}."
-        )
+        what = f"{len(gone)} images of {path} are not among the records of {opened.data_path}"
+        if data.get("bad_images") != "skip":
+            raise UserError(
+                f"tfds:{name}: {what}, for instance {', '.join(map(_stem, gone[:5]))}. Prepared with another version "
+                f"or config? Expected {builder.name}:{builder.version}."
+            )
+        parts = {p: [i for i in items if _stem(i[0]) in where] for p, items in parts.items()}
+        notes = [*notes, f"left out: {what}, for instance {gone[0]}"]
+    keys = {p: [_stem(i[0]) for i in items] for p, items in parts.items()}
     notes = [UNLIKE[name], *notes] if name in UNLIKE else notes
     dataset = classification.dataset(name, root, classnames, parts, notes)
 

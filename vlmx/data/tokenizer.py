@@ -1,9 +1,11 @@
 """Texts to token ids, with the tokenizer files of a checkpoint (read by transformers)."""
 
+import html
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ftfy
 import numpy as np
 
 from vlmx.errors import UserError
@@ -15,10 +17,14 @@ CLIP_TOKENIZER = "openai/clip-vit-base-patch32"  # every CLIP of OpenAI's, and m
 
 
 class Tokenizer(NamedTuple):
-    """A transformers tokenizer and the number of positions its text tower has."""
+    """A transformers tokenizer and the number of positions its text tower has.
+
+    `cleans`: repair texts first, as the tokenizers of OpenAI and OpenCLIP do and transformers' does not (see `clean`).
+    """
 
     hf: Any
     context: int
+    cleans: bool = False
 
     def __call__(self, texts, what=None, truncate=False):
         """Token ids `(n, context)` int32 of n texts: start token, text, end token, then zeros.
@@ -29,7 +35,10 @@ class Tokenizer(NamedTuple):
 
         Raises UserError naming each text that does not fit, its number of tokens and the limit.
         """
-        rows = self.hf(list(texts), padding=False, truncation=False, verbose=False)["input_ids"]
+        rows = [clean(text) for text in texts] if self.cleans else list(texts)
+        # A class name that spells a special token, such as "<|endoftext|>", is a text to OpenCLIP.
+        options = {"split_special_tokens": True} if self.cleans else {}
+        rows = self.hf(rows, padding=False, truncation=False, verbose=False, **options)["input_ids"]
         long = [(i, len(row)) for i, row in enumerate(rows) if len(row) > self.context]
         if long and not truncate:
             lines = [f"  {what[i] if what else repr(texts[i])}: {n} tokens" for i, n in long[:20]]
@@ -45,14 +54,45 @@ class Tokenizer(NamedTuple):
         return ids
 
 
+def clean(text):
+    """A text as OpenAI's and OpenCLIP's tokenizers see it: encoding repaired (ftfy), HTML unescaped twice, white space
+    squeezed, lower case."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+
+
+def read(folder, clip=False):
+    """The transformers tokenizer in `folder`; never runs code that lies there, never asks whether to.
+
+    Args: clip: of CLIP's class where no tokenizer_config.json says which.
+    Raises UserError where transformers cannot read it.
+    """
+    from transformers import AutoTokenizer, CLIPTokenizerFast
+
+    # Without its own config, AutoTokenizer would guess the class from a config.json that need not be there.
+    reader = CLIPTokenizerFast if clip and not (folder / "tokenizer_config.json").is_file() else AutoTokenizer
+    try:
+        hf = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        hf.get_vocab(), hf(["a"], verbose=False)["input_ids"][0]
+        return hf
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # many kinds; the tokenizers library panics with a BaseException
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        config = folder / "tokenizer_config.json"
+        asks = config.is_file() and b"auto_map" in config.read_bytes()
+        code = " (its auto_map names code, which is not run)" if asks else ""
+        raise UserError(f"{folder}: transformers cannot read the tokenizer there{code}: {reason}") from error
+
+
 def load(folder, context, vocab):
     """The tokenizer whose files lie in `folder`, otherwise CLIP's own from the hub's cache on this machine.
+
+    Texts are cleaned first where the folder is none of a Hugging Face CLIP: its `config.json` is absent, or
+    `open_clip_config.json` lies beside it.
 
     Args: context, vocab: the text tower's numbers of positions and of token ids.
     Raises UserError where there are no tokenizer files, or they do not belong to a model with this vocabulary.
     """
-    from transformers import AutoTokenizer, CLIPTokenizerFast
-
     where = next((f for f in (Path(folder), _cached()) if f and _has_files(f)), None)
     if where is None:
         raise UserError(
@@ -60,15 +100,17 @@ def load(folder, context, vocab):
             f"CLIP's own are those of {CLIP_TOKENIZER}: copy them there, or fetch them once with\n"
             f"  hf download {CLIP_TOKENIZER} tokenizer.json tokenizer_config.json vocab.json merges.txt"
         )
-    # Without its own config, AutoTokenizer would guess the class from a config.json that need not be there.
-    reader = AutoTokenizer if (where / "tokenizer_config.json").is_file() else CLIPTokenizerFast
-    hf = reader.from_pretrained(where, local_files_only=True)
-    ids = max(hf.get_vocab().values()) + 1
+    hf = read(where, clip=True)
+    ids = max(hf.get_vocab().values(), default=-1) + 1
     if ids > vocab:
         raise UserError(
             f"the tokenizer in {where} has {ids} token ids, this model has embeddings for {vocab}: not its own"
         )
-    return Tokenizer(hf, context)
+    row = hf([""], verbose=False)["input_ids"][0]
+    if len(row) != 2:
+        raise UserError(f"the tokenizer in {where} puts {len(row)} ids around a text; CLIP's puts a start and an end")
+    hugging_face = (Path(folder) / "config.json").is_file() and not (Path(folder) / "open_clip_config.json").is_file()
+    return Tokenizer(hf, context, not hugging_face)
 
 
 def _has_files(folder):

@@ -1,33 +1,45 @@
 """Frames of videos at a given rate: films by PyAV, animated pictures (GIF, WebP, APNG) by Pillow."""
 
+import io
 import os
 from collections.abc import Iterator
 from fractions import Fraction
 
 from PIL import Image
 
-from vlmx.data.transforms import BadImage
+from vlmx.data.transforms import BadImage, refuse_bomb, refuse_special_file
 from vlmx.errors import UserError
 
 FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp", ".ogv")
 ANIMATED = (".gif", ".webp", ".png", ".apng")
 VIDEOS = FILMS + ANIMATED
 RATE = 2 / 3  # frames a second, one every 1.5 seconds: as the VALUE benchmark's features
+MAX_FRAMES = 10_000  # of one video, over 4 hours at RATE: a small file may claim to last for years
 
 
 def frames(path: str | os.PathLike, rate: float) -> Iterator[Image.Image]:
     """RGB frames at the seconds 0, 1/rate, 2/rate, ...: what is on the screen then. Raises BadImage for what cannot be
-    read; UserError where films need PyAV and it is not installed."""
+    read and for more than MAX_FRAMES frames; UserError where films need PyAV and it is not installed."""
+    step = Fraction(1) / Fraction(rate).limit_denominator(10**6)
     animated = os.fspath(path).lower().endswith(ANIMATED)
     shown = _animated(path) if animated else _film(path)
     try:
-        yield from _at(shown, Fraction(1) / Fraction(rate).limit_denominator(10**6))
+        for n, frame in enumerate(_at(shown, step)):
+            if n == MAX_FRAMES:
+                raise BadImage(f"over {MAX_FRAMES:,} frames at {rate:.3g} a second: cut the video, or lower the rate")
+            yield frame
     except (UserError, BadImage):
         raise
     except FileNotFoundError:
         raise BadImage("no such file") from None
     except Exception as e:  # the decoders raise errors of many kinds on broken files
         raise BadImage(f"{type(e).__name__}: {e}") from e
+
+
+def shrink(frame: Image.Image, side: int = 336) -> Image.Image:
+    """Return a frame that is to be looked at, at most `side` high and wide: all those of a film fit into the memory."""
+    frame.thumbnail((side, side))
+    return frame
 
 
 def _at(shown, step):
@@ -42,13 +54,24 @@ def _at(shown, step):
 
 
 def _animated(path):
-    with Image.open(path) as image:
+    refuse_special_file(path)
+    with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
         t = Fraction(0)
         for i in range(getattr(image, "n_frames", 1)):
+            refuse_bomb(*image.size)
             image.seek(i)
             seconds = Fraction(image.info.get("duration") or 100).limit_denominator(1000) / 1000
             t += seconds
             yield t, lambda: image.convert("RGB")
+
+
+class _File(io.FileIO):
+    def seek(self, offset, whence=os.SEEK_SET):
+        """Go to a position; -1 where there is none, as damaged files ask for: PyAV prints a traceback of exceptions."""
+        try:
+            return super().seek(offset, whence)
+        except OSError:
+            return -1
 
 
 def _film(path):
@@ -56,14 +79,18 @@ def _film(path):
         import av
     except ImportError:
         raise UserError("videos need PyAV: pip install 'vlmx[video]'") from None
-    with av.open(os.fspath(path)) as container:
+    refuse_special_file(path)
+    # From an open file, and nothing else: a path may read as a URL, and a playlist names further files and URLs.
+    with _File(path) as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
         if not container.streams.video:
             raise BadImage("no video in it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         usual = 1 / Fraction(stream.average_rate or 25)
         first, waiting = None, None
+        refuse_bomb(stream.width, stream.height)
         for frame in container.decode(stream):
+            refuse_bomb(frame.width, frame.height)
             if frame.pts is None:
                 t = Fraction(0) if waiting is None else waiting[0] + usual
             else:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vlmx.data.vl import Example, Task
 from vlmx.data.vl_files import Checks, LineRows, Lines, find
 from vlmx.data.vl_forms import FORMS
-from vlmx.errors import unknown
+from vlmx.errors import UserError, unknown
 from vlmx.metrics import caption, vqa
 
 ENDINGS = {"train": ("train_release", "train"), "val": ("val_release", "val"),
@@ -27,7 +27,8 @@ class Subtitles:
         path = find(root, (f"{show}_subtitles.jsonl",), f"the subtitles {show}_subtitles.jsonl, {SUBTITLES}")
         self.lines, self.offsets = Lines(path), {}
         for offset, where, row in self.lines.scan(checks, ("vid_name", "sub"), SUBTITLES):
-            if checks.each(where, row["sub"], "text", SUBTITLES):
+            usable = checks.each(where, row["sub"], "text", SUBTITLES)
+            if usable and checks.entry(where, row["vid_name"], part="subtitles"):
                 self.offsets[row["vid_name"]] = offset
 
     def __getitem__(self, video):
@@ -55,7 +56,7 @@ def _right(choices, row):
     """What is the matter with a question's answer, or None."""
     right = row.get("answer_idx")
     if right is not None and (type(right) is not int or right not in range(choices)):
-        return f"'answer_idx' is {right!r}, not a number from 0 to {choices - 1}"
+        return f"'answer_idx' is {str(right)[:40]}, not a number from 0 to {choices - 1}"
 
 
 def score_choices(predictions, examples, java=None):
@@ -85,9 +86,9 @@ def _described(row):
 
 def _texts(row):
     """What is the matter with a clip's descriptions, or None."""
-    said = row.get("descs") or []
-    if not isinstance(said, list) or not all(isinstance(d, dict) and isinstance(d.get("desc"), str) for d in said):
-        return f"'descs' is {str(said)[:40]}, not a list of objects with a text 'desc'"
+    rows = [] if row.get("descs") is None else row["descs"]
+    if not isinstance(rows, list) or not all(isinstance(d, dict) and isinstance(d.get("desc"), str) for d in rows):
+        return f"'descs' is {str(rows)[:40]}, not a list of objects with a text 'desc'"
 
 
 def score_descriptions(predictions, examples, java=True):
@@ -156,24 +157,30 @@ def load(name: str, root, images=None, bad="stop", java=True) -> Task:
     return FORMS[name].filled(parts.values(), score, (*checks.notes(), *notes))
 
 
-def hidden(name: str, root):
+def hidden(name: str, root, images=None, bad="stop"):
     """The rows of a task's test part, answered or not, one example each: for its submission file."""
     form, lines = READERS[name], _lines(root, name, "test")
-    checks = Checks(name)
-    offsets = [(offset, 0) for offset, _, _ in lines.scan(checks, form.keys, _expected(form))]
-    return LineRows(lines, offsets, functools.partial(form.example, Subtitles(root, form.subtitles, checks)))
+    checks = Checks(name, bad, images)
+    rows = lines.scan(checks, form.keys, _expected(form))
+    places = [(at, 0) for at, where, row in rows if checks.entry(where, row[form.keys[0]], (row["vid_name"],))]
+    return LineRows(lines, places, functools.partial(form.example, Subtitles(root, form.subtitles, checks)))
 
 
 def _part(name, part, lines, checks, said):
     form, places = READERS[name], []
-    for offset, where, row in lines.scan(checks, form.keys, _expected(form)):
+
+    def check(row, where):
         if complaint := form.wrong(row):
-            checks.wrong(where, "not as expected", f"{complaint}. Expected {_expected(form)}")
-            continue
-        n = form.count(row)
-        if part == "test" and not n:
-            return ()
-        if checks.entry(where, (part, row[form.keys[0]]), (row["vid_name"],), range(n)):
+            raise UserError(f"{where}: {complaint}. Expected {_expected(form)}")
+
+    rows = [
+        (offset, where, row[form.keys[0]], row["vid_name"], form.count(row))
+        for offset, where, row in lines.scan(checks, form.keys, _expected(form), check)
+    ]
+    if part == "test" and not any(n for *_, n in rows):
+        return ()  # the leaderboard keeps the answers
+    for offset, where, id, video, n in rows:
+        if checks.entry(where, id, (video,), range(n), part):
             places += [(offset, i) for i in range(n)]
     return LineRows(lines, places, functools.partial(form.example, said))
 

@@ -5,7 +5,7 @@ Features of the images and videos that examples name are looked up elsewhere, by
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vlmx.errors import unknown
@@ -60,6 +60,7 @@ class Task(NamedTuple):
     choices: tuple[str, ...] = ()
     beams: int = 1
     answer_length: int = 20
+    explained: Mapping[str, str] = {}  # metrics whose names do not say what they are
     notes: tuple[str, ...] = ()  # what a person should know: examples left out, metrics that need Java
 
     def filled(self, splits, score, notes=()):

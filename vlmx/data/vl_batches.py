@@ -78,18 +78,25 @@ def drawn(example: Example, rng) -> tuple[str, float]:
 
 def inputs(mix: Mix, number: int, examples, rows: int):
     """{"task", "ids" `(rows, L)`, "features" `(rows, I, n, F)`, "real" `(rows, I)`} of examples of the task `number`,
-    at most `rows` of them."""
+    at most `rows` of them. Of regions (vl_features.Regions) "boxes" `(rows, I, n, 4)` too, and "real" `(rows, I n)`."""
     task, length = mix.tasks[number], max(t.length for t in mix.tasks)
     ids = np.full((rows, length), mix.words.pad, np.int32)
     texts = [prefixed(task, e.text, mix.prefixes) for e in examples]
     ids[: len(texts), : task.length] = mix.words(texts, task.length)
     images = max(len(_first(t).images) for t in mix.tasks)
-    found = [[np.asarray(mix.features[name], np.float32) for name in e.images] for e in examples]
-    features, real = np.zeros((rows, images, *found[0][0].shape), np.float32), np.zeros((rows, images), bool)
+    regions = getattr(mix.features, "regions", None)
+    read = regions or (lambda name: (np.asarray(mix.features[name], np.float32),))
+    found = [[read(name) for name in e.images] for e in examples]
+    features, real = np.zeros((rows, images, *found[0][0][0].shape), np.float32), np.zeros((rows, images), bool)
+    boxes, filled = np.zeros((*features.shape[:3], 4), np.float32), np.zeros(features.shape[:3], bool)
     for i, arrays in enumerate(found):
-        features[i, : len(arrays)] = arrays
         real[i, : len(arrays)] = True
-    return {"task": np.int32(number), "ids": ids, "features": features, "real": real}
+        for j, (of_image, *more) in enumerate(arrays):
+            features[i, j] = of_image
+            if more:
+                boxes[i, j], filled[i, j] = more
+    batch = {"task": np.int32(number), "ids": ids, "features": features, "real": real}
+    return batch | ({"boxes": boxes, "real": filled.reshape(rows, -1)} if regions else {})
 
 
 def _first(task):

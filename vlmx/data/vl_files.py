@@ -3,6 +3,7 @@
 What is wrong with an entry ends the reading with an error for people, or with bad="skip" leaves it out and is counted.
 """
 
+import codecs
 import inspect
 import json
 import os
@@ -32,14 +33,16 @@ def load(what: str, readers: dict, name: str, root, options: dict):
 class Checks:
     """What is the matter with the entries of a task's files.
 
-    bad: "stop" or "skip". images: which names there are, as `name in images`; None: unchecked.
+    bad: "stop" or "skip". images: which names there are, as `name in images`; None: unchecked. With "skip" the features
+    of each image are read once, `images[name]`, so that one that cannot be used is found before anything is trained.
     """
 
     def __init__(self, task: str, bad: str = "stop", images=None):
         if bad not in ("stop", "skip"):
             raise unknown("value of bad", bad, ("stop", "skip"))
         self.task, self.skip, self.images = task, bad == "skip", images
-        self.seen, self.left_out, self.first = set(), Counter(), {}
+        self.left_out, self.first = Counter(), {}
+        self.places, self.faults, self.width = {}, {}, None
 
     def wrong(self, where: str, kind: str, detail: str) -> None:
         """An entry that cannot be used: UserError, or counted under `kind`."""
@@ -48,19 +51,65 @@ class Checks:
         self.left_out[kind] += 1
         self.first.setdefault(kind, where)
 
-    def entry(self, where: str, id, images: Sequence[str] = (), answers: Sequence = (True,)) -> bool:
-        """Whether an entry can be used: its id is new, its images are there, somebody answered."""
-        gone = next((i for i in images if self.images is not None and i not in self.images), None)
-        if id in self.seen:
-            self.wrong(where, "with the id of another", f"the id {id!r} was there before.")
-        elif gone is not None:
-            self.wrong(where, "without their image", f"there are no features of {gone!r}, which {id!r} is about.")
+    def entry(self, where: str, id, images: Sequence[str] = (), answers: Sequence = (True,), part: str = "") -> bool:
+        """Whether an entry can be used: its id is new (in its part), its images are there, somebody answered.
+
+        Ids are compared as texts, which is what examples have: 1 and "1" are the same.
+        """
+        key = (part, str(id))
+        fault = next((fault for fault in map(self._fault, images) if fault), None)
+        if key in self.places:
+            self.wrong(where, "with the id of another", f"the id {id!r} was there before: {self.places[key]}.")
+        elif fault:
+            self.wrong(where, fault[0], f"{fault[1]}, which {id!r} is about.")
         elif not len(answers):
             self.wrong(where, "without an answer", f"{id!r} has no answer.")
         else:
-            self.seen.add(id)
+            self.places[key] = where
             return True
         return False
+
+    def _fault(self, name):
+        """(kind, what is the matter) of an image without features that can be used, else None."""
+        if self.images is None:
+            return None
+        if name not in self.faults:
+            self.faults[name] = self._read(name)
+        return self.faults[name]
+
+    def _read(self, name):
+        if name not in self.images:
+            return "without their image", f"there are no features of {name!r}"
+        if self.skip and hasattr(self.images, "__getitem__"):
+            kind = "without features that can be used"
+            try:
+                width = self.images[name].shape[-1]
+            except UserError as e:
+                return kind, str(e)
+            self.width = self.width or width
+            if width != self.width:
+                return kind, f"the features of {name!r} have the width {width}, the first ones {self.width}"
+
+    def entries(self, place: Callable[[int], str], rows: Sequence, keys: Sequence[str], what: str, check=None):
+        """Yield (place in words, row) of the rows that are objects with `keys`; of others `wrong` hears.
+
+        check(row, where): raises UserError for what else is the matter. UserError, whatever `bad` is, where not a
+        single row can be used: a file of another kind.
+        """
+        usable, first = 0, None
+        for i, row in enumerate(rows):
+            try:
+                needed(row, keys, where := place(i), what)
+                if check is not None:
+                    check(row, where)
+            except UserError as e:
+                self.wrong(where, "not as expected", str(e).removeprefix(f"{where}: "))
+                first = first or e
+            else:
+                usable += 1
+                yield where, row
+        if first and not usable:
+            raise UserError(f"{self.task}: no entry can be used. The first: {first}")
 
     def each(self, where: str, rows: Sequence, key: str, what: str) -> bool:
         """Whether all of an entry's own rows can be used: objects with a text `key`."""
@@ -78,10 +127,10 @@ class Checks:
 
 
 def find(root: str | os.PathLike, names: Sequence[str], what: str) -> Path:
-    """The first of the files or folders `names` that is below `root`; UserError that says what was looked for."""
+    """The first of the files `names` that is below `root`; UserError that says what was looked for."""
     root = Path(root).expanduser()
     for name in names:
-        if (root / name).exists():
+        if (root / name).is_file():
             return root / name
     looked = "\n".join(f"  {root / name}" for name in names)
     raise UserError(f"missing: {what}\nlooked for:\n{looked}")
@@ -89,7 +138,21 @@ def find(root: str | os.PathLike, names: Sequence[str], what: str) -> Path:
 
 def has(root: str | os.PathLike, names: Sequence[str]) -> bool:
     """Whether one of the files `names` is below `root`."""
-    return any((Path(root).expanduser() / name).exists() for name in names)
+    return any((Path(root).expanduser() / name).is_file() for name in names)
+
+
+def parse_json(text: str | bytes, **hooks) -> Any:
+    """Parse json; UserError in words, without the place, where that is not possible."""
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text, **hooks)
+    except UnicodeDecodeError as e:
+        raise UserError(f"not UTF-8 text ({e.reason} at byte {e.start}).") from e
+    except json.JSONDecodeError as e:
+        raise UserError(f"no valid json ({e.msg}).") from e
+    except RecursionError as e:
+        raise UserError("json that is nested too deeply.") from e
+    except ValueError as e:  # Python's limit on the digits of an integer
+        raise UserError(f"json with a number of too many digits ({e}).") from e
 
 
 def read_json(path: Path, what: str, hook: Callable | None = None, kind: type = list, pairs=None) -> Any:
@@ -100,11 +163,16 @@ def read_json(path: Path, what: str, hook: Callable | None = None, kind: type = 
     """
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            content = json.load(stream, object_hook=hook, object_pairs_hook=pairs)
+            content = parse_json(stream.read(), object_hook=hook, object_pairs_hook=pairs)
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start}). Expected {what}") from e
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}, line {e.lineno}, column {e.colno}: no valid json ({e.msg}). Expected {what}") from e
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror}. Expected {what}") from e
+    except UserError as e:
+        at, place = e.__cause__, ""
+        if isinstance(at, json.JSONDecodeError):
+            place = f", line {at.lineno}, column {at.colno}"
+        raise UserError(f"{path}{place}: {e} Expected {what}") from e
     if not isinstance(content, kind):
         raise UserError(f"{path}: json, but of something else. Expected {what}")
     return content
@@ -125,18 +193,32 @@ def needed(row, keys: Sequence[str], where: str, what: str):
         raise UserError(f"{where}: a json {type(row).__name__}. Expected {what}")
     lacking = [k for k in keys if k not in row]
     if lacking:
-        raise UserError(f"{where}: no {' and no '.join(map(repr, lacking))}; it has {', '.join(row)}. Expected {what}")
+        raise UserError(
+            f"{where}: no {' and no '.join(map(repr, lacking))}; it has {', '.join(row)[:200]}. Expected {what}"
+        )
+    refuse_half_characters(row, where)
     for k in keys:
         if k in KINDS and (isinstance(row[k], bool) or not isinstance(row[k], KINDS[k])):
             kinds = " or ".join({str: "a text", int: "a number", list: "a list"}[kind] for kind in KINDS[k])
             raise UserError(f"{where}: {k!r} is {repr(row[k])[:40]}, not {kinds}. Expected {what}")
 
 
+def refuse_half_characters(row, where: str) -> None:
+    """UserError where a text of a row holds half of a surrogate pair, which no file could be written with later."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        half = f"\\u{ord(e.object[e.start]):04x}"
+        raise UserError(f"{where}: a text holds {half}, half of a surrogate pair: no character.") from e
+    except RecursionError as e:
+        raise UserError(f"{where}: nested too deeply.") from e
+
+
 def soft(label, where: str, what: str) -> tuple[tuple[str, float], ...]:
-    """Targets of VL-T5's {answer: score}; none for None."""
-    label = label or {}
-    if not isinstance(label, dict) or any(type(s) not in (int, float) for s in label.values()):
-        raise UserError(f"{where}: 'label' is {str(label)[:40]}, not {{answer: score}}. Expected {what}")
+    """Targets of VL-T5's {answer: score}, scores from 0 to 1; none for None."""
+    label = {} if label is None else label
+    if not isinstance(label, dict) or not all(type(s) in (int, float) and 0 <= s <= 1 for s in label.values()):
+        raise UserError(f"{where}: 'label' is {str(label)[:40]}, not {{answer: score from 0 to 1}}. Expected {what}")
     return tuple((a, float(s)) for a, s in label.items())
 
 
@@ -166,7 +248,10 @@ class Lines:
         self._open()
 
     def _open(self):
-        self.stream, self.lock = open(self.path, "rb"), threading.Lock()
+        try:
+            self.stream, self.lock = open(self.path, "rb"), threading.Lock()
+        except OSError as e:
+            raise UserError(f"{self.path} cannot be read: {e.strerror}") from e
 
     def __getstate__(self):
         return self.path
@@ -184,28 +269,46 @@ class Lines:
         with self.lock:
             self.stream.seek(offset)
             line = self.stream.readline()
-        return json.loads(line)
+        return parse_json(line)
 
-    def scan(self, checks: Checks, keys: Sequence[str], what: str) -> Iterator[tuple[int, str, dict]]:
-        """(byte, place in words, object) of every line that is an object with `keys`; of others `checks` hears."""
+    def begin_with(self, sign: bytes) -> bool:
+        """Whether the first letter of the file is `sign`."""
+        with open(self.path, "rb") as stream:
+            return stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == sign
+
+    def scan(self, checks: Checks, keys: Sequence[str], what: str, check=None) -> Iterator[tuple[int, str, dict]]:
+        """(byte, place in words, object) of every line that is an object with `keys`; of others `checks` hears.
+
+        check(row, where): raises UserError for what else is the matter. UserError, whatever bad is, where not a single
+        line can be used.
+        """
+        usable, first = 0, None
         with open(self.path, "rb") as stream:
             offset = 0
             for number, line in enumerate(stream, 1):
                 begin, offset = offset, offset + len(line)
                 where = f"{self.path}, line {number}"
+                if number == 1 and line.startswith(codecs.BOM_UTF8):  # as Windows' editors write it
+                    begin, line = len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
                 if not line.strip():
                     continue
+                kind = "not json"
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
+                    kind = "not as expected"
                     needed(row, keys, where, what)
-                except UnicodeDecodeError as e:
-                    checks.wrong(where, "not UTF-8", f"not UTF-8 text ({e.reason}). Expected {what}")
-                except json.JSONDecodeError as e:
-                    checks.wrong(where, "not json", f"no valid json ({e.msg}). Expected {what}")
+                    if check is not None:
+                        check(row, where)
                 except UserError as e:
-                    checks.wrong(where, "not as expected", str(e).removeprefix(f"{where}: "))
+                    kind = "not UTF-8" if isinstance(e.__cause__, UnicodeDecodeError) else kind
+                    detail = str(e).removeprefix(f"{where}: ")
+                    checks.wrong(where, kind, detail if "Expected" in detail else f"{detail} Expected {what}")
+                    first = first or f"{where}: {detail}"
                 else:
+                    usable += 1
                     yield begin, where, row
+        if first and not usable:
+            raise UserError(f"{checks.task}: no line can be used. The first: {first}")
 
 
 class LineRows(Sequence):

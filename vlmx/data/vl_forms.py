@@ -10,8 +10,13 @@ def _form(name, prefix=None, **how):
     return Task(name, prefix or f"{name}: ", (), (), (), None, **how)
 
 
+ACCURACIES = {
+    "accuracy": "the official rules before March 2021, by which the published results were computed",
+    "accuracy_2021": "the official rules since: answers of people are cleaned as predictions, neither where all agree",
+}
+
 IMAGE_TEXT = {
-    "vqa": _form("vqa", length=20, target_length=10, loss="score"),
+    "vqa": _form("vqa", length=20, target_length=10, loss="score", explained=ACCURACIES),
     "gqa": _form("gqa", "gpa: ", length=20, target_length=20),  # so spelled
     # Without a limit there; the longest sentence has fewer words. Of equal answers the first counts.
     "nlvr": _form("nlvr", images=2, kind="choice", length=100, target_length=20, choices=("false", "true")),

@@ -77,6 +77,22 @@ def mean_of_hms(base, new):
     return np.mean(harmonic_mean(base, new))
 
 
+def wilson(percent, n, z=1.96):
+    """Return the interval (low, high) in percent of a share that was measured on n images (Wilson 1927).
+
+    z: 1.96 for 95 %. It holds at 0 and at 100 percent and for few images, where the usual interval has no width.
+    """
+    p = percent / 100
+    center, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return tuple(float(100 * (center + sign * half) / (1 + z * z / n)) for sign in (-1, 1))
+
+
+def wilson_error(percent, n):
+    """Return the standard error in percent of a share that was measured on n images: never 0, as `wilson`."""
+    low, high = wilson(percent, n)
+    return (high - low) / (2 * 1.96)
+
+
 def summary(values):
     """Over seeds: `values` [n] -> {"mean", "stderr", "std", "n"}.
 

@@ -1,7 +1,8 @@
 """How answers to questions about images and videos are scored, in per cent.
 
 The first part is the official VQA v2 evaluation (Antol et al. 2015, arXiv 1505.00468; Goyal et al. 2017, 1612.00837),
-held to vectors of the official code, what it does unexpectedly included.
+held to vectors of the official code, what it does unexpectedly included. That code changed in March 2021
+(GT-Vision-Lab/VQA, "Fixed processing answers bug"): both versions are here.
 """
 
 import re
@@ -67,20 +68,37 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     said = normalised(prediction)
     if len(set(answers)) > 1:
         answers = [unpunctuated(a) for a in answers]
-    same = [a == said for a in answers]
-    return sum(min(1, (sum(same) - s) / 3) for s in same) / len(answers)
+    return _leave_one_out([a == said for a in answers])
+
+
+def vqa_accuracy_2021(prediction: str, answers: Sequence[str]) -> float:
+    """VQA v2's accuracy of one answer, 0..1, by the official code since March 2021.
+
+    Prediction and answers are cleaned alike, and only where the answers are not all the same.
+    """
+    said, *answers = (a.replace("\n", " ").replace("\t", " ").strip() for a in (prediction, *answers))
+    if len(set(answers)) > 1:
+        said, answers = normalised(said), [normalised(a) for a in answers]
+    return _leave_one_out([a == said for a in answers])
+
+
+def _leave_one_out(same):
+    """The mean of min(1, matches / 3) over the people left out in turn; `same`: whose answer is the prediction."""
+    return sum(min(1, (sum(same) - s) / 3) for s in same) / len(same)
 
 
 def vqa(predictions: Sequence[str], questions: Sequence[dict]) -> dict[str, float]:
     """VQA v2 of predictions, in per cent rounded to 2 digits as the official code does.
 
     questions: {"answers": texts, one a person; "question_type", "answer_type": str or None}.
-    Returns: {"accuracy", "answers: <answer type>", "questions: <question type>"}.
+    Returns: {"accuracy", "accuracy_2021", "answers: <answer type>", "questions: <question type>"}; the second by the
+    official rules since March 2021, all others by those before, which the published results were computed by.
     """
     groups = defaultdict(list)
     for prediction, q in zip(predictions, questions, strict=True):
         value = round(100 * vqa_accuracy(prediction, q["answers"]), 2)  # of one answer too, as the official code
         groups["accuracy"].append(value)
+        groups["accuracy_2021"].append(round(100 * vqa_accuracy_2021(prediction, q["answers"]), 2))
         for key, kind in (("answers", q.get("answer_type")), ("questions", q.get("question_type"))):
             if kind:
                 groups[f"{key}: {kind}"].append(value)

@@ -61,6 +61,20 @@ class ResNet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Resize:
+    """How pictures become the image tower's square, as a checkpoint states it; data/transforms.py does it.
+
+    `mode`: "shortest" (shorter side to `scale` times the square's, then the center is cut out), "longest" (longer side
+    to the square's, then borders of `fill`, a gray level or red, green and blue) or "squash" (both sides).
+    """
+
+    mode: str = "shortest"
+    interpolation: str = "bicubic"
+    scale: float = 1.0
+    fill: int | tuple[int, ...] = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class ClipConfig:
     """Everything static about a CLIP. `dtype` is that of the computation, `param_dtype` that of the stored weights."""
 
@@ -69,6 +83,7 @@ class ClipConfig:
     text: Text
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    resize: Resize = Resize()
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: bool = False

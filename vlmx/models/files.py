@@ -3,8 +3,12 @@
 This file knows containers (safetensors, shards, torch archives), not the names of the tensors inside.
 """
 
+import collections
 import json
 import math
+import os
+import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +28,16 @@ WEIGHTS = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
+NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training loops put the weights of a model
+FOREIGN = (".npz", ".msgpack", ".h5", ".json", ".gguf", ".onnx", ".tflite")  # formats of weights that are not read
+JSON_BYTES = 64 << 20  # tokenizers apart, such files have a few kB
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file, not read yet: `data[index]` reads that slice as a numpy array."""
+    """A tensor of a file, not read yet: `data[index]` reads that slice as a numpy array.
+
+    `floating`: whether it holds numbers of a floating-point kind that numpy and ml_dtypes know (16 to 64 bits).
+    """
 
     shape: tuple[int, ...]
     floating: bool
@@ -60,53 +70,111 @@ class From(NamedTuple):
         return tuple(source)
 
 
+def weight_names(folder):
+    """The names of weight files in the order in which they are looked for in `folder`.
+
+    timm's repositories hold their own `model.safetensors`, the image tower alone, beside the files of OpenCLIP: where
+    `open_clip_config.json` lies and `config.json` is not that of a Hugging Face model, OpenCLIP's files come first.
+    """
+    config = folder / "config.json"
+    if not lies(folder / "open_clip_config.json") or (lies(config) and "model_type" in read_json(config)):
+        return WEIGHTS
+    return sorted(WEIGHTS, key=lambda name: not name.startswith("open_clip_"))
+
+
 def weight_files(path):
     """The weight files of the checkpoint at `path` (a directory or a file) and the folder they lie in.
 
-    Raises UserError where there is none, or several that could be meant.
+    Raises UserError where there is none, or several that could be meant, or where they are those of a PEFT adapter.
     """
     path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in WEIGHTS if (path / name).is_file()]
-        found = found or sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pt", ".pth"))
-        if not found:
-            raise UserError(
-                f"{path}: no weights found; expected {', '.join(WEIGHTS)}, or one *.safetensors or *.pt file"
-            )
-        if found[0].name not in WEIGHTS and len(found) > 1:
-            raise UserError(
-                f"{path}: several weight files, name the one that is meant: {', '.join(p.name for p in found)}"
-            )
-        path = found[0]
-    if not path.is_file():
-        raise UserError(f"{path}: no such file or directory")
-    if path.name.endswith(".index.json"):
-        files = sorted({path.parent / name for name in read_json(path)["weight_map"].values()})
-        missing = [p.name for p in files if not p.is_file()]
-        if missing:
-            raise UserError(f"{path}: the index names files that are not there: {', '.join(missing)}")
-        return files, path.parent
-    return [path], path.parent
+    try:
+        if path.is_dir():
+            path = _weights_in(path)
+        elif path.name.startswith("adapter_model."):
+            refuse_adapter(path.parent)
+        if not path.is_file():
+            raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file or directory'}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return (_shards(path) if path.name.endswith(".index.json") else [path]), path.parent
+
+
+def _weights_in(folder):
+    refuse_adapter(folder)
+    names = [name for name in weight_names(folder) if (folder / name).is_file()]
+    if names:
+        return folder / names[0]
+    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".pt", ".pth") and p.is_file())
+    if not others:
+        other = sorted(p.name for p in folder.iterdir() if p.suffix in (*FOREIGN, ".bin", ".ckpt"))
+        raise UserError(
+            f"{folder}: no weights found; expected {', '.join(WEIGHTS)}, or one *.safetensors or *.pt file"
+            + (f"; {', '.join(other[:5])}: not in a format or under a name that is read" if other else "")
+        )
+    if len(others) > 1:
+        names = ", ".join(p.name for p in others)
+        raise UserError(f"{folder}: several weight files, name the one that is meant: {names}")
+    return others[0]
+
+
+def refuse_adapter(folder):
+    """UserError where `folder` is an adapter's, with its kind and the model that it belongs to."""
+    path = folder / "adapter_config.json"
+    if lies(path):
+        config = read_json(path)
+        kind, base = (config.get(key, "unknown") for key in ("peft_type", "base_model_name_or_path"))
+        raise UserError(
+            f"{folder}: an adapter of the PEFT library ({str(kind)[:40]}) for the model {shown(base)}, no model of its "
+            "own. Merge it into that model where peft is installed (merge_and_unload(), then save_pretrained()) and "
+            f"give the new folder. If the folder holds merged weights already, remove {path.name}."
+        )
+
+
+def _shards(index):
+    """The files that an index names; they lie beside it."""
+    names = read_json(index).get("weight_map")
+    names = list(names.values()) if isinstance(names, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f'{index}: expected "weight_map", an object from tensor names to file names')
+    names = sorted(set(names))
+    if odd := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise UserError(f"{index}: expected names of *.safetensors files in the same folder, got {odd[0]!r}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index}: the index names files that are not there: {', '.join(missing[:20])}")
+    return [index.parent / name for name in names]
 
 
 def open_tensors(files):
     """All tensors of the files by name, none read yet: dict of Tensor. Raises UserError for unreadable files."""
+    if files[0].suffix in FOREIGN:
+        raise UserError(
+            f"{files[0]}: not in a format of weights that is read: *.safetensors, or what torch.save writes"
+        )
     if files[0].suffix != ".safetensors":
-        return _open_torch(files[0])
-    tensors = {}
+        return _without_wrappers(files[0], _open_torch(files[0]))
+    tensors = []
     for file in files:
         try:
             handle = safe_open(file, "np")
-        except SafetensorError as error:
+            for key in handle.keys():
+                data = handle.get_slice(key)
+                floating = data.get_dtype() in ("F64", "F32", "F16", "BF16")
+                tensors.append((key, Tensor(tuple(data.get_shape()), floating, data)))
+        except (SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{file}: not a readable safetensors file ({error}); is it complete?") from error
-        for key in handle.keys():
-            data = handle.get_slice(key)
-            tensors[key] = Tensor(tuple(data.get_shape()), data.get_dtype() in ("F64", "F32", "F16", "BF16"), data)
-    return _unwrapped(tensors)
+    return _without_wrappers(files[0], tensors)
 
 
 def _open_torch(file):
-    if zipfile.is_zipfile(file) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(file).namelist()):
+    """(name, Tensor) of each tensor in a file that torch.save wrote; no object of it but plain tensors is built."""
+    try:
+        zipped = zipfile.is_zipfile(file)
+        script = zipped and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(file).namelist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UserError(f"{file}: not a readable archive ({error}); is it complete?") from error
+    if script:
         raise UserError(
             f"{file}: a TorchScript program, as OpenAI released its models, and no plain state dict. Where torch is "
             "installed, write out its weights once, and give the new file:\n"
@@ -122,32 +190,114 @@ def _open_torch(file):
             "of the same model needs no torch."
         ) from error
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises many kinds; whichever it is, the file is the cause
-        raise UserError(f"{file}: torch cannot read it as plain weights (weights_only=True): {error}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        # Behind the first sentence torch advises weights_only=False, which would run code of the file.
+        reason = re.sub(r"\s+", " ", str(error)).split(" (1)")[0].split(". ")[0][:200]
+        raise UserError(f"{file}: torch cannot read it as plain weights (weights_only=True): {reason}") from error
+    is_tensor = lambda value: isinstance(value, torch.Tensor)
+    nests = lambda value: isinstance(value, dict) and any(key in value for key in NESTED)
+    for _ in range(4):  # training loops write {"epoch": ..., "state_dict": {...}, "optimizer": ...}
+        inner = [state.get(key) for key in NESTED] if isinstance(state, dict) else []
+        inner = [v for v in inner if isinstance(v, dict) and any(map(is_tensor, v.values())) or nests(v)]
+        state = inner[0] if inner else state
+    state = state if isinstance(state, dict) else {}
+    if odd := [key for key, value in state.items() if is_tensor(value) and not isinstance(key, str)]:
+        raise UserError(f"{file}: expected names of tensors, got {type(odd[0]).__name__} {odd[0]!r}")
+    plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-    def view(t):
+    def as_tensor(t):
+        if t.dtype not in plain or t.layout != torch.strided or t.device.type != "cpu":
+            return Tensor(tuple(t.shape), False, None)
+        t = t.detach()
         # numpy has no bfloat16 of its own, so torch cannot hand one over: the bits go across as integers
-        return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if t.dtype == torch.bfloat16 else t.numpy()
+        data = t.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if t.dtype == torch.bfloat16 else t.numpy()
+        return Tensor(tuple(t.shape), True, data)
 
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return _unwrapped({k: Tensor(tuple(t.shape), t.is_floating_point(), view(t.detach())) for k, t in tensors.items()})
+    return [(key, as_tensor(value)) for key, value in state.items() if is_tensor(value)]
 
 
-def _unwrapped(tensors):
-    """Without the prefix that data-parallel training leaves on every name."""
-    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+def _without_wrappers(file, tensors):
+    """dict of (name, Tensor) pairs, without the prefixes that data-parallel training and torch.compile put on names."""
+    names = [re.sub(r"^((module|_orig_mod)\.)+", "", key) for key, _ in tensors]
+    if long := [name for name in names if len(name) > 300]:
+        raise UserError(f"{file}: a tensor has a name of {len(long[0]):,} letters, {long[0][:40]}...; is it damaged?")
+    if twice := [name for name, n in collections.Counter(names).items() if n > 1]:
+        raise UserError(f"{file}: two tensors of one name: {', '.join(sorted(twice)[:5])}")
+    if any(name.startswith("base_model.model.") for name in names):
+        raise UserError(
+            f"{file}: weights of an adapter of the PEFT library, no model of its own. Merge them into their model "
+            "where peft is installed (merge_and_unload(), then save_pretrained()) and give the new folder."
+        )
+    return dict(zip(names, (tensor for _, tensor in tensors)))
 
 
 def read_json(path):
-    """The content of a JSON file. Raises UserError where it is missing or malformed (with the line)."""
+    """The object in a JSON file, as a dict. Raises UserError where it is missing or malformed (with the line)."""
+    path = Path(path)
     try:
-        return json.loads(path.read_text())
+        status = path.stat()
+        regular = stat.S_ISREG(status.st_mode)
+        if not regular or status.st_size > JSON_BYTES:
+            raise OSError(0, f"larger than {JSON_BYTES >> 20} MiB" if regular else "not a regular file")
+        value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; it says the sizes and the activation of the weights beside it") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid JSON (not UTF-8 at byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+        raise UserError(f"{path}: not valid JSON ({str(error)[:100]})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, {{...}}, got {shown(value)}")
+    return value
+
+
+def lies(path):
+    """Whether something lies there, be it a link that leads nowhere: what a folder holds is read or refused."""
+    return os.path.lexists(path)
+
+
+def section(where, values, key):
+    """The object `values[key]` of the file `where`; {} where it is absent or null. UserError where it is no object."""
+    value = values.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{where}: {key} is {shown(value)}; expected an object, {{...}}")
+    return value or {}
+
+
+def integer(where, values, key, default=None, low=1, high=2**24):
+    """The whole number `values[key]` from `low` to `high`; [n] and [n, n] count as n.
+
+    Args:
+        where: the file and the object in it, for the UserError.
+        default: what it is where the key is absent.
+    """
+    value = values.get(key, default)
+    if isinstance(value, list) and 0 < len(value) <= 2 and all(type(v) is int for v in value):
+        if len(set(value)) > 1:
+            raise UserError(f"{where}{key} is {shown(value)}; only one number, or twice the same, is supported")
+        value = value[0]
+    if type(value) is not int or not low <= value <= high:
+        raise UserError(f"{where}{key} is {shown(value)}; expected a whole number from {low} to {high}")
+    return value
+
+
+def real(where, values, key, default=None, low=0.0, high=1.0):
+    """The number `values[key]` from `low` to `high`. where, default: as in `integer`."""
+    value = values.get(key, default)
+    if type(value) not in (int, float) or not low <= value <= high:  # NaN compares as False
+        raise UserError(f"{where}{key} is {shown(value)}; expected a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def shown(value):
+    """A JSON value as an error message shows it: cut where it is long."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def write_json(path, value):
@@ -207,6 +357,8 @@ def place(rule, tensors, shape, name, where=None):
     arrays = []
     for index, devices in pieces.values():
         piece = read_slice(rule, tensors, shape.shape, shape.dtype, index)
+        if not np.isfinite(piece).all():
+            raise UserError(f"the weights of this model are damaged: not finite in {', '.join(rule.keys[:3])}")
         arrays += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
     return jax.make_array_from_single_device_arrays(shape.shape, sharding, arrays)
 

@@ -209,7 +209,7 @@ class Stack(nn.Module):
         `(P, D)`, set before the text; vis `(B, N, D)`, behind it. Decoder: memory `(B, M, D)`; cache: keys and values
         computed before, stacked `[L, ...]`, x begins at position `index`.
         Returns states and, where there is a cache, what was computed for it."""
-        c = self.config
+        c = self.config.tower(self.decoder)
         drop = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))
         x = x.astype(c.dtype)
         if c.family == "bart":

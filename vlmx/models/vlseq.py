@@ -21,7 +21,7 @@ from vlmx.models.seq_layers import Stack, VisualEmbedding, added_start, pool
 
 @dataclasses.dataclass(frozen=True)
 class Visual:
-    """What the encoder sees: `width` F of a feature, `tokens` of an image (a square number, to which grids are pooled).
+    """What the encoder sees: `width` F of a feature, `tokens` of an image, to which grids with more cells are pooled.
 
     joint_norm: one norm behind the sum of features and boxes, in place of one on each.
     """
@@ -33,9 +33,20 @@ class Visual:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """How to generate text (see vlmx/generate.py); a checkpoint's own files say the second group.
+    """How to generate text (see vlmx/generate.py): what a task decides, then the rules that a checkpoint states.
 
-    max_length counts the start token. force_end: the end token comes last at the latest (the reference: with beams).
+    Names of transformers where they differ: beams num_beams, no_repeat_ngram no_repeat_ngram_size, force_begin
+    forced_bos_token_id, force_end forced_eos_token_id, begin decoder_start_token_id, ends eos_token_id, bad_words
+    bad_words_ids, suppress suppress_tokens, suppress_first begin_suppress_tokens, renormalize renormalize_logits.
+
+    Args:
+      max_length, min_length: count the start token.
+      top_k: 0 keeps all tokens.
+      early_stopping: False, True, or "never", for beam search.
+      force_end: whether an end token comes last at the latest, or which tokens come there.
+      begin, ends: the start token and the end tokens; None and (): those of the model.
+      published_beams: beam search as in transformers 4.2, which the published numbers were made with; False: as in
+        transformers 5, which is what a checkpoint means that says nothing of it.
     """
 
     max_length: int = 20
@@ -46,18 +57,31 @@ class Generation:
     top_p: float = 1.0
 
     length_penalty: float = 1.0
-    early_stopping: bool = False
+    early_stopping: bool | str = False
     no_repeat_ngram: int = 0
-    force_end: bool = False
+    force_end: bool | tuple[int, ...] = False
+    force_begin: int | None = None
+    min_length: int = 0
+    repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
+    encoder_no_repeat_ngram: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    suppress: tuple[int, ...] = ()
+    suppress_first: tuple[int, ...] = ()
+    renormalize: bool = False
+    begin: int | None = None
+    ends: tuple[int, ...] = ()
+    published_beams: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeqConfig:
     """Everything static about a T5 or a BART (`family`).
 
-    layers: of the encoder and of the decoder. vocab: token ids of the checkpoint; added: rows behind them that it does
-    not hold. tied: the output projection is the word embedding; scale_logits: by width^-0.5 (T5 v1.0). buckets,
-    distance: of T5's relative positions; positions: learned ones of BART.
+    layers: of the encoder and of the decoder. heads, head_dim, mlp: of both, unless decoder_heads (of BART, whose
+    head_dim is width / heads) or decoder_mlp says otherwise. vocab: token ids of the checkpoint; added: rows behind
+    them that it does not hold. tied: the output projection is the word embedding; scale_logits: by width^-0.5 (T5
+    v1.0). buckets, distance: of T5's relative positions; positions: learned ones of BART.
     """
 
     family: str
@@ -66,6 +90,8 @@ class SeqConfig:
     head_dim: int
     mlp: int
     layers: tuple[int, int]
+    decoder_heads: int | None = None
+    decoder_mlp: int | None = None
     vocab: int
     added: int = 0
     act: str
@@ -95,6 +121,20 @@ class SeqConfig:
         """Arguments of the linear maps."""
         return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
 
+    def tower(self, decoder):
+        """Return this config with the `heads`, `head_dim` and `mlp` of the encoder or of the decoder."""
+        if not decoder:
+            return self
+        sizes = {"mlp": self.decoder_mlp or self.mlp}
+        if self.decoder_heads is not None:
+            sizes |= {"heads": self.decoder_heads, "head_dim": self.width // self.decoder_heads}
+        return dataclasses.replace(self, **sizes)
+
+    def check_length(self, places, texts):
+        """Raise UserError where `texts` of `places` tokens are longer than BART's table of positions."""
+        if self.family == "bart" and places > self.positions:
+            raise UserError(f"{texts} of {places} tokens; this model has positions for {self.positions}: shorten them")
+
     def start(self, std):
         """The initialiser for pre-training: T5's own deviation, or BART's 0.02 for everything."""
         return nn.initializers.normal(std if self.family == "t5" else 0.02)
@@ -121,21 +161,23 @@ class VLSeq:
     def visual(self, features, boxes=None):
         """Visual tokens `(B, N, D)` of features `(B, n, F)`, or `(B, 2, n, F)` of pairs of images.
 
-        Grids of n > N rows are pooled. boxes: `(..., n, 4)` as (x1, x2, y1, y2), of which the first rows stay; None:
-        zeros, as for grids. Raises UserError where features do not fit the config.
+        Grids of n > N rows are pooled, both square numbers. boxes: `(..., n, 4)` as (x1, x2, y1, y2), of which the
+        first rows stay; None: zeros, as for grids. Raises UserError where features do not fit the config.
         """
         c = self.config
         if c.visual is None:
             raise UserError("this model was loaded without a visual embedding; it can read text alone")
         (B, *pair, n, F), N = features.shape, c.visual.tokens
-        if F != c.visual.width or math.isqrt(n) ** 2 != n or n < N:
+        pooled = n > N and math.isqrt(n) ** 2 == n and math.isqrt(N) ** 2 == N
+        if F != c.visual.width or not (n == N or pooled):
             raise UserError(
                 f"visual features of {n} rows of {F}; expected rows of {c.visual.width}, a square number of them and "
-                f"at least {N}"
+                f"at least {N}, also a square number; or exactly {N}"
             )
         images = pair[0] if pair else 1
         boxes = jnp.zeros((B, images, N, 4)) if boxes is None else boxes.reshape(B, images, n, 4)[:, :, :N]
-        features = pool(features.reshape(B * images, n, F), N).reshape(B, images * N, F)
+        features = features.reshape(B * images, n, F)
+        features = (pool(features, N) if pooled else features).reshape(B, images * N, F)
         order = self.tokens(c.vocab + c.added - 1 - jnp.tile(jnp.arange(N), images))
         image = jnp.repeat(jnp.arange(images), N)
         params = {"params": self.params["visual"]}
@@ -144,10 +186,12 @@ class VLSeq:
     def encode(self, ids, vis=None, prompt=None, tap=no_tap, theta=None, rng=None, real=None):
         """States `(B, M, D)` of `[prompt, text, visual tokens]` and which of them are real, `(B, M)` bool.
 
-        Args: ids `(B, T)`, padded. vis `(B, N, D)`, from `visual`; real `(B, images)` bool: which images there are, so
-        that one image and two can share a shape; None: all. prompt `(P, D)`, the same for all examples.
+        Args: ids `(B, T)`, padded. vis `(B, N, D)`, from `visual`; real `(B, images)` or `(B, N)` bool: which images,
+        or which rows, there are, so that examples with fewer share a shape with others; None: all. prompt `(P, D)`, the
+        same for all examples.
         """
         c, B = self.config, len(ids)
+        c.check_length(ids.shape[1], "input texts")
         seen = [ids != c.pad]
         if prompt is not None:
             seen.insert(0, jnp.ones((B, len(prompt)), bool))
@@ -164,6 +208,7 @@ class VLSeq:
 
         cache: of a decoder prompt, see `prefill`.
         """
+        self.config.check_length(ids.shape[1] + (0 if cache is None else cache["k"].shape[3]), "answers")
         cache = None if cache is None else grow(cache, ids.shape[1])
         x, _ = self.step(self.tokens(ids), memory, seen, cache, tap, theta, rng)
         return self.logits(x)
@@ -191,7 +236,7 @@ class VLSeq:
 
     def empty(self, rows, places):
         """A cache for `places` tokens of `rows` rows, with none in it."""
-        c = self.config
+        c = self.config.tower(decoder=True)
         shape = (c.layers[1], rows, c.heads, places, c.head_dim)
         return {"k": jnp.zeros(shape, c.dtype), "v": jnp.zeros(shape, c.dtype), "index": 0}
 

@@ -91,11 +91,15 @@ SEQ_MODELS = {
 # Rows behind the word embedding, the last of which stand for the order of visual tokens: the reference's numbers.
 ADDED = {"t5": 72, "bart": 200}
 PACKAGED = ("tiny_clip", "tiny_t5", "tiny_bart")  # weights that come with vlmx, in vlmx/assets
-SMALL_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "generation_config.json")
+SMALL_FILES = ("config.json", "open_clip_config.json", "generation_config.json", "adapter_config.json")
+SMALL_FILES += ("preprocessor_config.json", "processor_config.json")
 SMALL_FILES += convert.TOKENIZER_FILES
 
 
-def load(name, *, image_size=None, dtype="float32", param_dtype="float32", place=None, context=None):
+def load(
+    name, *, image_size=None, act=None, heads=None, arch=None,
+    dtype="float32", param_dtype="float32", place=None, context=None,
+):  # fmt: skip
     """Loads a model: `Loaded(model, tokenizer, digest, name)`.
 
     `name` is "tiny_clip" (comes with the package), a key of MODELS, a repository "owner/name" on the Hugging Face hub
@@ -105,11 +109,21 @@ def load(name, *, image_size=None, dtype="float32", param_dtype="float32", place
     path = locate(name)
     found, folder = files.weight_files(path)
     options = {"image_size": image_size, "context": context, "dtype": dtype, "param_dtype": param_dtype, "place": place}
-    config, params = convert.read(path, **options)
+    config, params = convert.read(path, act=act, heads=heads, arch=arch, **options)
     if name in MODELS:  # hub copies of OpenAI's ResNets do not all record that the activation is quick-GELU
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, act=MODELS[name].config.text.act))
     words = tokenizer.load(folder, config.text.context, config.text.vocab)
+    if config.text.eot is not None and config.text.eot not in words([""]):
+        raise UserError(f"the tokenizer in {folder} never ends a text with {config.text.eot}, as this model needs")
     return Loaded(Clip(params, config), words, digest(found), name)
+
+
+STATED = ("image_size", "act", "heads", "arch")  # what a person may add to what a checkpoint states
+
+
+def overrides(section):
+    """The arguments of `load` by which config.model, or config.tower, adds to what a checkpoint states."""
+    return {key: section.get(key) or None for key in STATED}
 
 
 def load_seq(name, *, visual=None, added=None, seed=0, dtype="float32", param_dtype="float32", place=None):
@@ -122,7 +136,7 @@ def load_seq(name, *, visual=None, added=None, seed=0, dtype="float32", param_dt
     path = locate(name)
     found, folder = files.weight_files(path)
     if added is None:
-        family = convert_seq.config_of(files.read_json(folder / "config.json"), folder / "config.json").family
+        family = convert_seq.family(files.read_json(folder / "config.json"), folder / "config.json")
         added = ADDED[family] if visual else 0
     options = {"visual": visual, "added": added, "seed": seed, "dtype": dtype, "param_dtype": param_dtype}
     config, params = convert_seq.read(path, **options, place=place)
@@ -136,8 +150,12 @@ def locate(name):
         return Path(str(importlib.resources.files("vlmx"))) / "assets" / name
     if name in MODELS | SEQ_MODELS:
         return fetch((MODELS | SEQ_MODELS)[name].hub)
-    if Path(name).expanduser().exists():
-        return Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, ~user without a home
+        pass
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return fetch(name)
     raise unknown(
@@ -151,18 +169,21 @@ def fetch(repository):
     """The local snapshot of a hub repository: weights in one format (safetensors first), sizes and tokenizer."""
     import huggingface_hub
 
-    # The first format that the repository has; most hold the same weights several times over.
-    formats = [["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]]
-    formats += [[name] for name in files.WEIGHTS[2:]]
-    for wanted in formats:
+    def snapshot(*names):
         try:
-            folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*SMALL_FILES, *wanted]))
+            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*SMALL_FILES, *names]))
         except (OSError, ValueError) as error:  # the hub's own errors, and those of the network below it
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(
                 f"{repository}: no such file or directory, nor to be had from the hub: {reason}\n{_by_hand(repository)}"
             ) from error
-        if any((folder / name).is_file() for name in wanted):
+
+    # The first format that the repository has; most hold the same weights several times over.
+    files.refuse_adapter(small := snapshot())
+    for name in files.weight_names(small):
+        shards = ("model-*-of-*.safetensors",) if name.endswith(".index.json") else ()
+        folder = snapshot(name, *shards)
+        if (folder / name).is_file():
             return folder
     wanted = ", ".join(files.WEIGHTS)
     raise UserError(f"{repository}: holds none of {wanted}, or is not complete.\n{_by_hand(repository)}")
