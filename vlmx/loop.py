@@ -13,8 +13,8 @@ class Steps(NamedTuple):
 
     call: (state, batches) -> (state, metrics `[K, S]`), compiled. note: (step, metrics `[K, S]`) -> None writes them
     down. seeds: what stands for each of the S columns in an error. every: steps between checkpoints; meta: what these
-    say of themselves. skip: go on after a step whose loss or gradient is not finite, and which changed nothing. keep:
-    (step, state, whether a checkpoint is due or only the end came) -> what the checkpoint holds.
+    say of themselves. skip: go on after a step whose loss or gradient is not finite, and which left the parameters
+    alone. keep: (step, state, whether a checkpoint is due or only the end came) -> what the checkpoint holds.
     """
 
     run: str

@@ -27,7 +27,7 @@ def make(rank=2, alpha=1.0, dropout=0.25, maps="qkv", towers="both", position="a
     """
     check_number("clip_lora.rank", rank, 1)
     check_number("clip_lora.alpha", alpha, whole=False)
-    check_number("clip_lora.dropout", dropout, 0, 0.99, whole=False)
+    check_number("clip_lora.dropout", dropout, 0, 1 - 1e-6, whole=False)
     check_word("clip_lora.towers", towers, TOWERS)
     check_word("clip_lora.maps", maps)
     if bad := [name for name in maps if name not in "qkvo"]:
