@@ -11,9 +11,13 @@ the model is.
 
 from ml_collections import ConfigDict
 
+from vlmx.errors import unknown
+
 
 def get_config(arg=""):
     """`:smoke` runs everything in seconds, to see that it works; its model is worth nothing."""
+    if arg not in ("", "smoke"):
+        raise unknown("setting behind the colon of --config", arg, ["smoke"])
     config = ConfigDict()
     config.title = "pretrain_clip"
     config.family = "pretrain"

@@ -7,9 +7,13 @@ It made the weights in vlmx/assets/tiny_t5, whose figures on held-out texts are 
 
 from ml_collections import ConfigDict
 
+from vlmx.errors import unknown
+
 
 def get_config(arg=""):
     """`:smoke` runs everything in seconds, to see that it works; its model is worth nothing."""
+    if arg not in ("", "smoke"):
+        raise unknown("setting behind the colon of --config", arg, ["smoke"])
     config = ConfigDict()
     config.title = "pretrain_t5"
     config.family = "pretrain_text"

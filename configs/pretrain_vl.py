@@ -7,14 +7,16 @@ pre-training on vision-and-language data (arXiv 2112.06825). Let both see as man
 scenes_image_text, `--config.model.visual_tokens=4` here.
 """
 
-from configs import scenes_vl
+from configs import scenes_vl, vl_common
+from configs.common import parse
 
 
 def get_config(arg=""):
     """arg: as vl_common.run says; the variant is full fine-tuning."""
+    vl_common.refuse_settings(arg, "tasks")
     config = scenes_vl.get_config(",".join(filter(None, ("full", arg))))
     config.title, config.tasks = "pretrain_vl", ("scenes_told",)
     config.data.questions = 2  # passages about each scene
-    if "smoke" not in arg:
+    if not parse(arg)[2]:
         config.data.scenes.update(train=16_000, val=50, test=100)
     return config

@@ -29,6 +29,7 @@ def recipe(name):
 
 def get_config(arg="single_adapter"):
     """arg: as vl_common.run says."""
+    vl_common.refuse_settings(arg, "root")  # there are no files
     config = vl_common.run(
         "scenes_vl", arg, ("scenes_vqa",), recipe, epochs=2, batch=32, backbone="tiny_bart", tower="tiny_clip"
     )  # fmt: skip

@@ -73,6 +73,13 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     return config
 
 
+def refuse_settings(arg, *keys):
+    """Raise a UserError for keys behind the colon that would change nothing in a config."""
+    for key in keys:
+        if key in parse(arg)[1]:
+            raise unknown("setting behind the colon of this config", key, set(TOP) - {*keys})
+
+
 def published(rates, usual):
     """name of a variant -> its published recipe (VL-Adapter, appendix): its own learning rate, or the usual one."""
 
