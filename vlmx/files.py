@@ -117,7 +117,7 @@ def describe_problem(content, kind):
         kinds = kind if isinstance(kind, tuple) else (kind if isinstance(kind, type) else type(kind),)
         is_kind = isinstance(content, kinds) and (bool in kinds or not isinstance(content, bool))
         words = dict.fromkeys(KINDS.get(k, "a number") for k in kinds)
-        return "" if is_kind else f"holds {describe_kind(content)}, not {' or '.join(words)}"
+        return "" if is_kind else f"{describe_kind(content)}, not {' or '.join(words)}"
     for name, value, inner_kind, is_there in inner:
         if not is_there:
             return f"no {name} in it"
