@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from vl_readers_test import write, write_vqa
 
 from configs import scenes_vl
 from vlmx import (
@@ -31,7 +32,7 @@ from vlmx import (
     vl_predict,
     vl_report,
 )  # fmt: skip
-from vlmx.data import scene_tasks, vl_batches, vl_features
+from vlmx.data import published, scene_tasks, vl_batches, vl_features
 from vlmx.data.vl import Example, Task
 from vlmx.errors import UserError
 from vlmx.models import clip, zoo
@@ -116,6 +117,21 @@ def test_batches_of_regions_have_boxes_and_say_which_rows_are_real(tmp_path):
         assert b["real"][0].tolist() == [1, 1, 0, *pair]
         np.testing.assert_allclose(b["boxes"][0, 0], [[0, 0.5, 0.1, 1]] * 2 + [[0] * 4], rtol=1e-6)
         np.testing.assert_array_equal(b["features"][0, 0, :, 0], [2, 2, 0])
+
+
+def test_features_of_the_hidden_test_are_checked_before_the_training(tmp_path):
+    write_vqa(tmp_path)
+    question = {"question_id": 5, "image_id": 7, "question": "?"}
+    write(tmp_path / "vqa/v2_OpenEnded_mscoco_test2015_questions.json", {"questions": [question]})
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        for name in ("train2014_000000000001", "val2014_000000000002", "val2014_000000000003"):
+            file[f"COCO_{name}/features"] = np.ones((4, 5), np.float32)
+        file["COCO_test2015_000000000007/features"] = np.ones((4, 6), np.float32)
+    config = main.load("configs/image_text.py:single_adapter,tasks=vqa")
+    config.data.update(root=str(tmp_path), features=(str(tmp_path / "f.h5"),), hidden=("vqa",))
+    tasks = (published.load("vqa", config.data),)
+    with pytest.raises(UserError, match="test2015_000000000007': features of width 6; those of the other images: 5"):
+        vl.encode(config, tasks, None)
 
 
 def test_a_batch_that_a_person_sets_holds_for_all_tasks():

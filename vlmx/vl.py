@@ -143,6 +143,8 @@ def encode(config, tasks, mesh):
     if len(sources) == len(tasks):
         # Videos are brought to one shape already; the features of a single one say which.
         splits = [([t.train[0]],) if t.suffix else (t.train, t.val, t.test) for t in tasks]
+        hidden = [t.name for t in tasks if t.name in config.data.get("hidden", ()) and not t.suffix]
+        splits += [(vl.reader(name).hidden(name, config.data),) for name in hidden]
         names = dict.fromkeys(name for split in itertools.chain(*splits) for e in split for name in e.images)
         found = vl_features.align(vl_features.Joined(sources), names, config.model.visual_tokens)
         if (rows := getattr(found, "rows", 0)) and rows < found.most:
