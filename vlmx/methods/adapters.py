@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 from vlmx import variant
 from vlmx.combine import Part, combine
-from vlmx.errors import UserError, unknown
+from vlmx.errors import UserError
+from vlmx.method import check_word
 
 
 def make(source="adapter", options=None):
     """Adapters in both towers. Args: source: a file of vlmx/variants/. options: its hyper-parameters, by name."""
-    if source not in variant.names():  # a checkpoint can say it: no module from outside
-        raise unknown("value of adapters.source", source, variant.names())
+    check_word("adapters.source", source, variant.names())  # a checkpoint can say it: no module from outside
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"adapters.options are hyper-parameters by name; got {options!r}.")
     chosen = variant.make(source, **dict(options or {}))
