@@ -23,9 +23,9 @@ from vlmx.errors import UserError
         (b"[]", "a list, not an object"),
         (b"3.5", "a number, not an object"),
         (b"null", "null, not an object"),
-        (b"[" * 100_000, "too many brackets"),
-        (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, "too many brackets"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "no usable json"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
     ],
 )
 def test_damaged_json_is_refused_in_one_sentence_with_the_file(tmp_path, content, problem):

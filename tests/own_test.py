@@ -397,10 +397,10 @@ def test_a_wrong_entry_of_a_split_file_is_refused_or_left_out(tmp_path, entry, s
         ({"train": TRAIN[:1], "val": [], "test": []}, "split.json: 1 labels; at least 2 are needed"),
         ({"train": TRAIN}, "no list under the key 'val'"),
         (b'{"train": NaN}', "no list under the key 'train'"),
-        (b"[" * 100_000, "too many brackets"),
-        (b'{"train": [[1' + b"0" * 5000 + b"]]}", "no usable json"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"train": [[1' + b"0" * 5000 + b"]]}", "too many digits"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"[]", "is no split file: holds a list, not an object"),
+        (b"[]", "is no split file: a list, not an object"),
     ],
 )
 def test_wrong_split_files(tmp_path, parts, message):
@@ -562,7 +562,7 @@ def test_class_names_from_a_file(tmp_path):
         ("x.json", "5", "a number, not an object or a list"),
         ("x.json", '"n01"', "a text, not an object or a list"),
         ("x.json", "", "x.json: empty"),
-        ("x.json", "[" * 100_000, "too many brackets"),
+        ("x.json", "[" * 100_000, "nested too deeply"),
         ("x.json", '{"n01": 5}', "the name of class 'n01' is 5; expected a text of one line"),
         ("x.json", '{"n01": {"n02": "a"}}', "the name of class 'n01' is .*expected a text of one line"),
         (

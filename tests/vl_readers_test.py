@@ -300,9 +300,9 @@ def test_bad_lines(tmp_path, line):
 
 
 BAD_FILES = {
-    b"{": "line 1, column 2: no valid json",
+    b"{": "no valid json .* at column 2",
     b"\xff\xfe": "not UTF-8",
-    b"[]": "of something else",
+    b"[]": "a list, not an object",
     b'{"question": 1}': "no list 'questions'",
     b'{"questions": [{"question_id": 1}]}': r"questions\[0\]: no 'image_id' and no 'question'",
     b'{"questions": [{"question_id": 1, "image_id": "x", "question": ""}]}': "'image_id' is 'x'",
@@ -536,7 +536,7 @@ def test_a_video_test_that_is_partly_answered(tmp_path):
 
 
 UNPARSED = {
-    "[" * 100_000: "nested too deeply", '{"questions": ' + "9" * 5000 + "}": "too many digits", "": "no valid json",
+    "[" * 100_000: "nested too deeply", '{"questions": ' + "9" * 5000 + "}": "too many digits", "": "empty",
 }  # fmt: skip
 
 

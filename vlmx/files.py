@@ -85,26 +85,36 @@ def read_json(path, advice="", kind=dict, limit=LIMIT):
     return parse_json(read_text(path, advice, limit), path, advice, kind)
 
 
-def parse_json(text, where, advice="", kind=dict):
-    """Return the content of json text; `where` is its file, or the file and the line.
+def parse_json(text, where, advice="", kind=dict, **hooks):
+    """Return the content of json text, a str or UTF-8 bytes.
+
+    Args:
+        where: its file, or the file and the line.
+        advice, kind: as of `read_json`; kind=None: anything.
+        hooks: as of `json.loads`, such as object_hook, which keeps of each object what is needed while it is read.
 
     Raises:
         UserError: as `read_json`.
     """
+    cause = None
     try:
-        content = json.loads(text)
+        text = text.decode() if isinstance(text, bytes) else text
+        content = json.loads(text, **hooks)
+        problem = describe_problem(content, kind) if kind else ""
+    except UserError:  # of a hook; a ValueError too
+        raise
+    except UnicodeDecodeError as e:
+        problem, cause = f"not UTF-8 text ({e.reason} at byte {e.start})", e
     except json.JSONDecodeError as e:
         place = f" at line {e.lineno}, column {e.colno}" if "\n" in text.strip() else f" at column {e.colno}"
-        problem = f"no valid json ({e.msg}{place})" if text.strip() else "empty"
-    except RecursionError:
-        problem = "json with too many brackets inside each other"
-    except ValueError as e:  # a number of more digits than Python reads
-        problem = f"no usable json ({str(e).partition(';')[0]})"
-    else:
-        problem = describe_problem(content, kind)
-        if not problem:
-            return content
-    raise UserError(f"{where}: {problem}. {advice}".rstrip())
+        problem, cause = f"no valid json ({e.msg}{place})" if text.strip() else "empty", e
+    except RecursionError as e:
+        problem, cause = "json that is nested too deeply", e
+    except ValueError as e:  # Python's limit on the digits of a number
+        problem, cause = f"json with a number of too many digits ({str(e).partition(';')[0]})", e
+    if problem:
+        raise UserError(f"{where}: {problem}. {advice}".rstrip()) from cause
+    return content
 
 
 def describe_problem(content, kind):

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from vlmx import files
 from vlmx.data.vl import Example
 from vlmx.errors import UserError, unknown
+
+LARGEST = 2**33  # bytes of an annotation file
 
 
 def load(what: str, readers: dict, name: str, root, options: dict):
@@ -141,41 +144,15 @@ def has(root: str | os.PathLike, names: Sequence[str]) -> bool:
     return any((Path(root).expanduser() / name).is_file() for name in names)
 
 
-def parse_json(text: str | bytes, **hooks) -> Any:
-    """Parse json; UserError in words, without the place, where that is not possible."""
-    try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text, **hooks)
-    except UnicodeDecodeError as e:
-        raise UserError(f"not UTF-8 text ({e.reason} at byte {e.start}).") from e
-    except json.JSONDecodeError as e:
-        raise UserError(f"no valid json ({e.msg}).") from e
-    except RecursionError as e:
-        raise UserError("json that is nested too deeply.") from e
-    except ValueError as e:  # Python's limit on the digits of an integer
-        raise UserError(f"json with a number of too many digits ({e}).") from e
-
-
 def read_json(path: Path, what: str, hook: Callable | None = None, kind: type = list, pairs=None) -> Any:
     """The content of a json file. hook, pairs: as json.load's object_hook and object_pairs_hook, which keep of each
     object what is needed while it is read.
 
     UserError where it is no UTF-8, no json, or not of this `kind`; `what` says what it should be.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            content = parse_json(stream.read(), object_hook=hook, object_pairs_hook=pairs)
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start}). Expected {what}") from e
-    except OSError as e:
-        raise UserError(f"{path} cannot be read: {e.strerror}. Expected {what}") from e
-    except UserError as e:
-        at, place = e.__cause__, ""
-        if isinstance(at, json.JSONDecodeError):
-            place = f", line {at.lineno}, column {at.colno}"
-        raise UserError(f"{path}{place}: {e} Expected {what}") from e
-    if not isinstance(content, kind):
-        raise UserError(f"{path}: json, but of something else. Expected {what}")
-    return content
+    advice = f"Expected {what}"
+    text = files.read_text(path, advice, limit=LARGEST)
+    return files.parse_json(text, path, advice, kind, object_hook=hook, object_pairs_hook=pairs)
 
 
 TEXT, NUMBER, ID = (str,), (int,), (int, str)
@@ -269,7 +246,7 @@ class Lines:
         with self.lock:
             self.stream.seek(offset)
             line = self.stream.readline()
-        return parse_json(line)
+        return files.parse_json(line, self.path, kind=None)
 
     def begin_with(self, sign: bytes) -> bool:
         """Whether the first letter of the file is `sign`."""
@@ -294,7 +271,7 @@ class Lines:
                     continue
                 kind = "not json"
                 try:
-                    row = parse_json(line)
+                    row = files.parse_json(line, where, kind=None)
                     kind = "not as expected"
                     needed(row, keys, where, what)
                     if check is not None:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import stat
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from vlmx import files
 from vlmx.errors import UserError
 
 WEIGHTS = (
@@ -235,27 +235,8 @@ def _without_wrappers(file, tensors):
 
 
 def read_json(path):
-    """The object in a JSON file, as a dict. Raises UserError where it is missing or malformed (with the line)."""
-    path = Path(path)
-    try:
-        status = path.stat()
-        regular = stat.S_ISREG(status.st_mode)
-        if not regular or status.st_size > JSON_BYTES:
-            raise OSError(0, f"larger than {JSON_BYTES >> 20} MiB" if regular else "not a regular file")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; it says the sizes and the activation of the weights beside it") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid JSON (not UTF-8 at byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
-        raise UserError(f"{path}: not valid JSON ({str(error)[:100]})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, {{...}}, got {shown(value)}")
-    return value
+    """The object in a JSON file, as a dict. Raises UserError where it is missing or malformed."""
+    return files.read_json(path, "It states what the weights beside it do not.", limit=JSON_BYTES)
 
 
 def lies(path):
