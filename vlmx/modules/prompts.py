@@ -45,8 +45,8 @@ def class_prompts(model, task, n, words, most=4):
 
 
 def in_front_of_class(words):
-    """The template "<words> <class>."; braces in the words are braces."""
-    return " ".join([*words.replace("_", " ").replace("{", "{{").replace("}", "}}").split(), "{}."])
+    """The template "<words> <class>."."""
+    return " ".join([*words.replace("_", " ").split(), "{}."])
 
 
 def in_both(method, n_text, n_vision, depth_text, depth_vision, words, most=4):
