@@ -211,7 +211,7 @@ TRAINING = {
     **_under("optimizer", OPTIMIZER),
     "batch?": integer(1),
     "epochs?": integer(0),
-    "epochs_by_shots?": several(pair(integer(1), integer(0)), least=1),
+    "epochs_by_shots?": several(pair(integer(1), integer(0))),
     "steps_per_shot?": integer(0),
     "views?": integer(0, 10_000),
 }
