@@ -243,7 +243,7 @@ def test_unreadable_files_say_why(hf, tmp_path):
     with pytest.raises(UserError, match="config.json: no valid json .* at line 3"):
         convert.read(hf)
     (hf / "config.json").unlink()
-    with pytest.raises(UserError, match="config.json: missing"):
+    with pytest.raises(UserError, match="config.json: no such file"):
         convert.read(hf)
 
 
