@@ -232,7 +232,10 @@ RUN = {
 BACKBONE = {"name": NAME, **COMPUTATION, "remat": FLAG}
 CLIP = {  # what some files of a CLIP do not state
     "act": either(choice(*ACTIVATIONS), EMPTY),
-    "heads": either(several(SIZE, exactly=0), several(SIZE, exactly=2)),
+    "heads": Rule(
+        "the numbers of attention heads of the image tower and the text tower, as in (12,8), or ()",
+        lambda x: several(SIZE, exactly=2).valid(x) or several(SIZE, exactly=0).valid(x),
+    ),
     "arch": text("a name in OpenCLIP, or ''", empty=True),
 }
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization")
@@ -382,6 +385,15 @@ def let_batch_hold(config, changed):
     """
     if "batches" in config and "batch" in changed and "batches" not in changed:
         config.batches = {task: n for task, n in config.batches.items() if f"batches.{task}" in changed}
+
+
+def refuse_type(config, field, value):
+    """Raise a UserError, as `check` would, for a value that the type of a field does not allow."""
+    names = field.split(".")
+    for pattern, rule in TABLES.get(config.get("family"), {}).items():
+        parts = pattern.rstrip("?").split(".")
+        if len(parts) == len(names) and all(part in ("*", name) for part, name in zip(parts, names)):
+            refuse(field, value, rule)
 
 
 def check_top(config, *names):
