@@ -375,7 +375,8 @@ def test_each_frame_of_an_animated_picture_is_shown_as_long_as_it_says(tmp_path,
 def test_animated_pictures_of_too_many_pixels_are_refused_at_once(tmp_path):
     """3,000 frames of 9,000 x 9,000 pixels in a file of 60,000 bytes, which would take minutes."""
     frame = bytes.fromhex("2c 0000 0000 0100 0100 00 02 02 44 01 00")
-    (tmp_path / "a.gif").write_bytes(b"GIF89a" + bytes.fromhex("2823 2823 80 00 00 000000 ffffff") + 3000 * frame + b";")
+    screen = b"GIF89a" + bytes.fromhex("2823 2823 80 00 00 000000 ffffff")
+    (tmp_path / "a.gif").write_bytes(screen + 3000 * frame + b";")
     with pytest.raises(transforms.BadImage, match="3,000 frames of 9000 x 9000: over 20,000,000,000 pixels"):
         next(video.frames(tmp_path / "a.gif", 1))
 
