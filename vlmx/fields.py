@@ -104,8 +104,7 @@ def _is_quick_regex(x):
 
 
 def _is_template(x):
-    plain = re.sub(r"\{\{|\}\}", "", x) if isinstance(x, str) else ""
-    return plain.count("{}") == 1 and not set(plain.replace("{}", "")) & set("{}\0")
+    return isinstance(x, str) and "{}" in x and not re.search("[{}\0\ud800-\udfff]", x.replace("{}", "", 1))
 
 
 def _is_range(x):
@@ -125,6 +124,7 @@ FOLDER = Rule(
 REGEX = Rule("a regular expression", _is_regex)
 PATTERN = Rule("a regular expression without groups that repeat", _is_quick_regex)
 TEMPLATE = Rule("a text with one {} for the class and no other brace, as in 'a photo of a {}.'", _is_template)
+TEMPLATES = either(TEMPLATE, several(TEMPLATE))
 SEED = integer(0)
 SIZE = integer(1, 65_536)  # of what a model holds: vectors, units, layers
 WORKERS = integer(0, 1024)
@@ -254,7 +254,7 @@ CLASSIFICATION = {
     "data.root": PATH,
     "data.file": PATH,
     "data.split_file": PATH,
-    "data.templates": either(TEMPLATE, several(TEMPLATE)),
+    "data.templates": TEMPLATES,
     "data.classnames": PATH,
     "data.augment": choice("none", "crop"),
     "data.crop_scale": Rule("two shares of the image's area, 0 < least <= most <= 1", _is_range),
