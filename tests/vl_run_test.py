@@ -135,7 +135,7 @@ def test_features_of_the_hidden_test_are_checked_before_the_training(tmp_path):
 
 
 def test_a_batch_that_a_person_sets_holds_for_all_tasks():
-    """Behind the colon, as a flag, and for sweeps; what is set for one task stays."""
+    """Behind the colon, as a flag, for sweeps, and in Python; what is set for one task stays."""
     published = {"vqa": 500, "gqa": 833, "nlvr": 166, "caption": 416}
     sizes = lambda c: {task: c.batches.get(task, c.batch) for task in c.tasks}
     load = lambda arg="": main.load(f"configs/image_text.py:single_adapter{arg}")
@@ -157,6 +157,13 @@ def test_a_batch_that_a_person_sets_holds_for_all_tasks():
     assert sizes(config) == dict.fromkeys(published, 32) | {"vqa": 8}
     config = main.load("configs/video_text.py:single_adapter,batch=32")
     assert set(sizes(config).values()) == {32}
+    config = load()  # in Python
+    config.batch = config.batch + 0  # the published largest size too, once it is set
+    assert set(sizes(config).values()) == {833}
+    config.batch, config.batches.vqa = 32, 8
+    assert sizes(config) == dict.fromkeys(published, 32) | {"vqa": 8}
+    assert settings.plain(config)["batches"] == sizes(config)
+    vl.check(config)
 
 
 def test_the_mesh_divides_the_largest_batch_of_the_tasks_that_run():

@@ -207,7 +207,6 @@ def set_fields(config, given):
             config.update_from_flattened_dict({key: common.literal(value)})
         except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as e:
             raise UserError(f"--config.{key}={value}: {e}") from None
-    fields.let_batch_hold(config, [field.removeprefix("--config.").partition("=")[0] for field in given])
 
 
 def plain(config):
