@@ -189,7 +189,9 @@ def _nlvr_rows(root, part, checks):
 
 
 def _check_pair(row, where):
-    """UserError where the name of an image, which an official line may leave out, is no text."""
+    """UserError where the name of an image, which an official line may leave out, is no text, or the label is none."""
+    if row.get("label") is not None and _nlvr_label(row) is None:
+        raise UserError(f"{where}: 'label' is {repr(row['label'])[:40]}. Expected \"True\" or \"False\", or 1 or 0.")
     if not all(isinstance(name, str) for name in nlvr_images(row)):
         raise UserError(f"{where}: 'img0' or 'img1' is not a text. Expected {NLVR_LINE}")
 
