@@ -42,7 +42,7 @@ def broken(value):
     """Values of a wrong type, and of the right type out of every range."""
     wrong = {bool: [2, "yes"], int: [-7, 1.5, True, None], float: [-7.0, math.nan, math.inf, "1"], str: ["\0", (b"x",)]}
     wrong |= {tuple: [(b"x",), 5, {"a": 1}], ConfigDict: [5, "x"]}
-    return [b"x", *wrong[type(value)]]
+    return [b"x", *next(bad for kind, bad in wrong.items() if isinstance(value, kind))]
 
 
 def put(config, field, value):

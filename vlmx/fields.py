@@ -34,7 +34,11 @@ def integer(least=0, most=LARGEST, also=()):
     """A whole number from `least` to `most`, or one of `also`; True and False are no numbers."""
     words = f"a whole number, at least {least:,}" + (f" and at most {most:,}" if most < LARGEST else "")
     words += "".join(f", or {n}" for n in also)
-    return Rule(words, lambda x: type(x) is int and (least <= x <= most or x in also))
+    return Rule(words, lambda x: _is_whole(x) and (least <= x <= most or x in also))
+
+
+def _is_whole(x):
+    return isinstance(x, int) and not isinstance(x, bool)
 
 
 def number(least=0.0, most=math.inf, above=-math.inf, below=math.inf, also=()):
@@ -374,17 +378,6 @@ def check(config):
     refuse("family", values.get("family"), RUN["family"])
     table = TABLES[values["family"]]
     _check_below((), values, [(field.rstrip("?").split("."), rule, "?" not in field) for field, rule in table.items()])
-
-
-def let_batch_hold(config, changed):
-    """Let a batch that a person sets hold for all tasks: sizes of single tasks stay only where they are set as well.
-
-    Args:
-        config: changed in place, where it has `batches`.
-        changed: names of the fields that the command line sets.
-    """
-    if "batches" in config and "batch" in changed and "batches" not in changed:
-        config.batches = {task: n for task, n in config.batches.items() if f"batches.{task}" in changed}
 
 
 def refuse_type(config, field, value):

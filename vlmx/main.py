@@ -43,7 +43,6 @@ def main(argv):
         print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
     fields.check_top(config, "family", "title")
-    fields.let_batch_hold(config, config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
 
     def work():

@@ -210,7 +210,6 @@ def set_fields(config, given):
         except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as e:
             fields.refuse_type(config, key, common.literal(value))
             raise UserError(f"--config.{key}={value}: {e}") from None
-    fields.let_batch_hold(config, [field.removeprefix("--config.").partition("=")[0] for field in given])
 
 
 def plain(config):
