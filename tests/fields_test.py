@@ -178,9 +178,47 @@ def test_values_behind_the_colon(named, words):
     assert words in str(e.value)
 
 
-def test_a_number_for_a_tuple_of_seeds_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--config.seeds=3: expected a tuple, as in --config.seeds='\(1, 2, 3\)'"):
-        main.check_fields(load("digits"), ["--config.seeds=3"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("eval_batch=1e3", "--config.eval_batch=1e3: expected a whole number, at least 1."),
+        ("eval_batch 1e3", "--config.eval_batch=1e3: expected a whole number, at least 1."),
+        ("eval_batch", "--config.eval_batch: expected a value, as in --config.eval_batch=VALUE"),
+        ("eval_batch=99999999999999", "config.eval_batch: expected a whole number, at least 1, at most 2,147,483,647"),
+        ("seeds=3", "For 3 seeds, 1 to 3, write seeds=3 behind the colon"),
+        ("seeds 3", "for the seed 3 alone --config.seeds='(3,)'"),
+        ("seeds=abc", "config.seeds: expected a tuple of different numbers"),
+        ("seeds=(1,2", "--config.seeds=(1,2: expected a tuple of different numbers"),
+        ("seeds[0]=4", "--config.seeds[0]=4: an entry alone cannot be set; set all of seeds."),
+        ("shots=(1,2)", "expected a whole number; several behind the colon"),
+        ("model.dtype=5", "unknown value of config.model.dtype '5'. Valid: bfloat16, float32."),
+        ("model=5", "--config.model=5: expected a field of this group, as --config.model.<name of the field>=VALUE."),
+        ("checkpoint_best=5", "--config.checkpoint_best=5: expected True or False."),
+        ("recipe.coop.optimizer.lr=fast", "optimizer.lr=fast: expected a number, at least 0."),
+        ("recipe.coop.optimizer.schedule.warmup=x", "expected a number of steps, or a text as '2 epochs'"),
+        ("recipe.coop.optimizer.schedule.warmup=10 percent", "warmup=10 percent: expected a whole number."),
+        ("modle.name=x", "unknown field config.modle.name: 'modle'. Did you mean 'model'?"),
+        ("eval_batch=1 --wrokdir=x", "unknown flag '--wrokdir'"),
+    ],
+)
+def test_what_the_command_line_cannot_set(words, message):
+    head, *more = f"--config.{words}".split(" --")
+    arguments = [head, *(f"--{one}" for one in more)]
+    if "=" not in head:
+        arguments = [*head.split(" "), *arguments[1:]]
+    with pytest.raises(UserError) as e:
+        config = load("digits:coop")
+        fields.set_fields(config, arguments)
+        settings.check(config)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_the_command_line_sets_texts_and_tuples_as_they_are_written():
+    config = load("digits:coop")
+    words = ("data.root=2024", "methods=coop", "seeds=(3,)", "checkpoint_best=true", "recipe.coop.optimizer.lr=1")
+    fields.set_fields(config, [f"--config.{word}" for word in words])
+    assert (config.data.root, config.methods, config.seeds) == ("2024", ("coop",), (3,))
+    assert config.checkpoint_best is True and config.recipe.coop.optimizer.lr == 1.0
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,9 @@ def test_help_shows_the_flags():
         (("--config", "configs/digits.py", "--config.recipe.coop.hyper.nctx=4"), "Did you mean 'n_ctx'"),
         (("--config", "configs/digits.py", "--config.shots=four"), "shots"),
         (("--config", "configs/digits.py", "--workdirr=x"), "workdir"),
+        (("--config.shots=4", "--config", "configs/digits.py"), "--config.shots: expected behind --config"),
+        (("--config", "configs/digits.py", "--processes=two"), "--processes=two: expected a whole number."),
+        (("--config", "configs/digits.py", "--nolist=3"), "--nolist=3 does not take an argument"),
         (("--config", "configs/digits.py", "extra"), "unexpected argument 'extra'"),
         (("--config", "configs/folder.py"), "data.root"),
         (("--config", "configs/digits.py", "--config.model.name=tiny_clp"), "Did you mean 'tiny_clip'"),
@@ -71,7 +74,7 @@ def test_help_shows_the_flags():
 )
 def test_wrong_words_get_one_message_and_no_traceback(args, said, tmp_path):
     out = vlmx(*args, "--workdir", str(tmp_path / "run"))
-    assert out.returncode != 0
+    assert out.returncode == 2
     assert said in out.stderr + out.stdout
     assert "Traceback" not in out.stderr + out.stdout
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from properties import settings
 
 from configs import common, digits, scenes_vl
-from vlmx import fields, main, report
-from vlmx import settings as settings_of_runs
+from vlmx import fields, report
 from vlmx.errors import UserError
 
 SECONDS = 20  # far more than a check takes, far less than a training or a download
@@ -117,8 +116,7 @@ def test_any_field_that_the_command_line_sets(data):
 
     def call():
         arguments = [f"--config.{key}={value}"]
-        main.check_fields(config, arguments)
-        settings_of_runs.set_fields(config, arguments)
+        fields.set_fields(config, arguments)
         return CHECKS["classification"](config)
 
     accepted_or_refused(call)

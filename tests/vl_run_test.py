@@ -19,6 +19,7 @@ from configs import scenes_vl
 from vlmx import (
     checkpoint,
     errors,
+    fields,
     loop,
     main,
     report,
@@ -169,18 +170,17 @@ def test_a_batch_that_a_person_sets_holds_for_all_tasks():
     assert sizes(load()) == published
     for arg in (",batch=32", ",smoke,batch=32", ",batch=32,backbone=t5-base"):
         assert set(sizes(load(arg)).values()) == {32}
-    for fields, expected in (
+    for changes, expected in (
         (["batch=32"], dict.fromkeys(published, 32)),
         (["batches.vqa=8", "batch=32"], dict.fromkeys(published, 32) | {"vqa": 8}),
         (["batch=32", "batches.vqa=8"], dict.fromkeys(published, 32) | {"vqa": 8}),
         (["batches.vqa=8"], published | {"vqa": 8}),
     ):
         config = load()
-        settings.set_fields(config, [f"--config.{field}" for field in fields])
-        assert sizes(config) == expected, fields
+        fields.set_fields(config, [f"--config.{field}" for field in changes])
+        assert sizes(config) == expected, changes
     config = load(",batch=32")
-    main.check_fields(config, ["--config.batches.vqa=8"])
-    settings.set_fields(config, ["--config.batches.vqa=8"])
+    fields.set_fields(config, ["--config.batches.vqa=8"])
     assert sizes(config) == dict.fromkeys(published, 32) | {"vqa": 8}
     config = main.load("configs/video_text.py:single_adapter,batch=32")
     assert set(sizes(config).values()) == {32}

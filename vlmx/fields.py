@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
 from vlmx.errors import UserError, unknown
 
 LARGEST = 2**31 - 1  # of the whole numbers that jax counts with
@@ -380,15 +383,6 @@ def check(config):
     _check_below((), values, [(field.rstrip("?").split("."), rule, "?" not in field) for field, rule in table.items()])
 
 
-def refuse_type(config, field, value):
-    """Raise a UserError, as `check` would, for a value that the type of a field does not allow."""
-    names = field.split(".")
-    for pattern, rule in TABLES.get(config.get("family"), {}).items():
-        parts = pattern.rstrip("?").split(".")
-        if len(parts) == len(names) and all(part in ("*", name) for part, name in zip(parts, names)):
-            refuse(field, value, rule)
-
-
 def check_top(config, *names):
     """Check fields that every family has, before it is known which one a config is of."""
     for name in names:
@@ -402,7 +396,8 @@ def refuse(field, value, rule):
     entries = [value] if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
     if odd := [x for x in entries if rule.names and isinstance(x, str) and x not in rule.names]:
         raise unknown(f"value of config.{field}", odd[0], rule.names)
-    raise UserError(f"config.{field}: expected {rule.expected}; got {_shortened(value)}.")
+    most = f", at most {LARGEST:,}" if type(value) is int and value > LARGEST else ""
+    raise UserError(f"config.{field}: expected {rule.expected}{most}; got {_shortened(value)}.")
 
 
 def _shortened(value):
@@ -410,7 +405,11 @@ def _shortened(value):
         shown = repr(value)
     except Exception as e:  # a class of the person's own, or a number with more digits than Python writes
         shown = f"a {type(value).__name__} that cannot be shown ({type(e).__name__})"
-    return shown if len(shown) <= 200 else shown[:200] + " ..."
+    return _cut(shown)
+
+
+def _cut(text):
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
 def _check_below(path, value, rules):
@@ -435,3 +434,84 @@ def _check_below(path, value, rules):
         if not below:
             raise unknown(f"field config.{'.'.join((*path, name))}:", name, names)
         _check_below((*path, name), one, below)
+
+
+# -------------------------------------------------------------------- the command line
+def pairs(argv):
+    """Return (name, value) of each flag; the value is what stands behind = or, without one, the next word."""
+    parts = [arg.lstrip("-").partition("=") for arg in argv]
+    return [
+        (name, value if equals else after)
+        for arg, (name, equals, value), after in zip(argv, parts, [*argv[1:], ""])
+        if arg.startswith("-")
+    ]
+
+
+def set_fields(config, argv):
+    """Set the fields of a config that a command line names, as --config.recipe.coop.epochs=50, in place.
+
+    Raises:
+        UserError: the config has no such field, or it cannot be this.
+    """
+    check_names(config, argv)
+    values, argv = flags.FlagValues(), ["", *argv]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
+    parse(values, argv, config)
+
+
+def check_names(config, argv):
+    """Raise a UserError for a --config.<field> that the config does not have, naming the nearest, or that cannot be set
+    alone."""
+    for name, value in pairs(argv):
+        node, path = config, name.removeprefix("config.")
+        for field in path.split(".") if path != name else ():
+            field, entry, _ = field.partition("[")
+            if field not in node:
+                raise unknown(f"field config.{path}:", field, node.keys())
+            if entry:
+                raise UserError(f"--config.{path}={value}: an entry alone cannot be set; set all of {field}.")
+            node = node[field] if isinstance(node[field], ConfigDict) else {}
+        if path == "seeds" and value.strip().isdigit():  # behind the colon a number says how many
+            raise UserError(
+                f"--config.seeds={value}: is it how many, or the seed itself? For {value} seeds, 1 to {value}, write "
+                f"seeds={value} behind the colon, as in --config configs/digits.py:coop,seeds={value}; for the seed "
+                f"{value} alone --config.seeds='({value},)'; for several --config.seeds='(1, 2, 3)'."
+            )
+
+
+def parse(values, argv, config=None):
+    """Return the words of a command line that are no flags; `values`, absl's FlagValues, hold the others then.
+
+    Raises:
+        UserError: what absl and ml_collections say in their own words, or in a traceback.
+    """
+    try:
+        return values(argv)
+    except flags.UnrecognizedFlagError as e:
+        if e.flagname.startswith("config."):
+            raise UserError(f"--{e.flagname}: expected behind --config, as in --config configs/digits.py.") from e
+        own = values.get_flags_for_module(values.find_module_defining_flag("config"))
+        raise unknown("flag", f"--{e.flagname}", [f"--{flag.name}" for flag in own if "." not in flag.name]) from e
+    except flags.IllegalFlagValueError as e:
+        name = str(e).removeprefix("flag --").partition("=")[0]
+        value = next((value for other, value in pairs(argv) if other == name), "")
+        raise UserError(f"--{name}={_cut(value)}: expected {_expected(values[name], config, value)}.") from e
+    except (flags.Error, ValueError) as e:
+        missing = str(e).removeprefix("Missing value for flag ")
+        raise UserError(f"{missing}: expected a value, as in {missing}=VALUE" if missing != str(e) else str(e)) from e
+
+
+def _expected(flag, config, value):
+    """What a flag, or a field of the config, can be, in words; `value`: the text that it cannot be."""
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    kind = kinds.get(flag.flag_type(), "another value")
+    path = flag.name.removeprefix("config.").split(".")
+    if not flag.name.startswith("config."):
+        return kind
+    if flag.name == "config.shots":
+        return "a whole number; several behind the colon, as in --config configs/digits.py:coop,shots=(1,2,4)"
+    for pattern, rule in TABLES.get(config.get("family"), {}).items():
+        names = pattern.rstrip("?").split(".")
+        if len(names) == len(path) and all(one in ("*", other) for one, other in zip(names, path)) and rule != GROUP:
+            return kind if rule.valid(value) else rule.expected  # a valid text, where this config has a number
+    return f"a field of this group, as --{flag.name}.<name of the field>=VALUE"

@@ -117,12 +117,15 @@ def is_config(path):
 
 
 def parse(argv):
-    """absl's parsing of the flags, after a look at --config whose errors absl would tell in a traceback."""
-    for i, arg in enumerate(argv):
-        name, equals, value = arg.lstrip("-").partition("=")
-        if name == "config" and arg.startswith("-"):
-            check_fields(load(value if equals else " ".join(argv[i + 1 : i + 2])), argv)
-    return app.parse_flags_with_usage(argv)
+    """Return what is no flag; a look at --config goes before, for its errors would end in a traceback."""
+    config = None
+    for name, value in fields.pairs(argv):
+        if name == "config":
+            config = load(value)
+            fields.check_names(config, argv)
+        elif name.startswith("config.") and config is None:
+            raise UserError(f"--{name}: expected behind --config, as in --config configs/digits.py --{name}=VALUE.")
+    return fields.parse(flags.FLAGS, argv, config)
 
 
 def load(named):
@@ -165,21 +168,6 @@ def place_of(error, path):
     frames = traceback.extract_tb(error.__traceback__)
     of_config = [frame for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     return "".join(f"{frame.filename}, line {frame.lineno}: " for frame in of_config[-1:])
-
-
-def check_fields(config, argv):
-    """UserError for a --config.<field> that the config does not have, naming the nearest."""
-    for arg in argv:
-        if arg.startswith(("--config.", "-config.")):
-            path, _, value = arg.partition("config.")[2].partition("=")
-            node = config
-            if path == "seeds" and value.strip().isdigit():  # elsewhere a number says how many
-                raise UserError(f"--config.seeds={value}: expected a tuple, as in --config.seeds='(1, 2, 3)'.")
-            for field in path.split("."):
-                field = field.partition("[")[0]
-                if field not in node:
-                    raise unknown(f"field config.{path}:", field, node.keys())
-                node = node[field] if hasattr(node[field], "keys") else {}
 
 
 def command():

@@ -26,6 +26,7 @@ from vlmx import abstract, aot, charts, chips, files, hlo, settings
 from vlmx import main as command
 from vlmx.chips import GIB
 from vlmx.errors import WRONG, UserError
+from vlmx.fields import set_fields
 
 ESTIMATE = "Times are estimates: lower bounds from the chips' published peaks; no step reaches them."
 NO_CODE = "memory is without the machine code, which --whole writes: 0.01 to 0.06 GiB in the programs that were tried"
@@ -74,8 +75,7 @@ def configured(named, fields=()):
     config = command.load(named)
     if config.get("family") not in ("classification", "vl"):
         raise UserError(f"{named}: plans are made of classification and of vision-and-language configs")
-    command.check_fields(config, fields)
-    settings.set_fields(config, fields)
+    set_fields(config, fields)
     if config.family == "vl":
         from vlmx import vl  # readers and metrics of many tasks
 

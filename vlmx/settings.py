@@ -20,7 +20,7 @@ from vlmx.errors import UserError, unknown
 from vlmx.files import read_json, write_json
 
 # What may change from one session of a run to the next: no number depends on it.
-FREE = ("methods", "protocols", "mesh.", "shardings", "data.workers", "features.", "checkpoint_keep")
+FREE = ("methods", "protocols", "mesh", "shardings", "data.workers", "features.", "checkpoint_keep")
 FREE += ("steps_per_call", "seeds_per_program", "data.bad_images")  # the last: a run stops before it has numbers
 # What a training rests on beside its images, its recipe and what a checkpoint says by itself.
 TRAINING = ("nonfinite", "batch", "batches", "temperature", "data.augment", "data.crop_scale", "data.templates")
@@ -197,19 +197,6 @@ def uses_pixels(config, method, recipe):
     """Whether a training step reads images: the method needs them, or they are augmented anew in each epoch."""
     epochs = epochs_of(recipe, shots(config)[0])
     return method.needs == "pixels" or (config.data.augment != "none" and epochs > 0)
-
-
-def set_fields(config, given):
-    """Set what the command line says, as in --config.recipe.coop.epochs=50. UserError for what the field cannot be."""
-    from configs import common  # vlmx.main.load has put it on the path
-
-    for field in given:
-        key, _, value = field.removeprefix("--config.").partition("=")
-        try:
-            config.update_from_flattened_dict({key: common.literal(value)})
-        except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as e:
-            fields.refuse_type(config, key, common.literal(value))
-            raise UserError(f"--config.{key}={value}: {e}") from None
 
 
 def plain(config):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vlmx import main as command
 from vlmx.errors import UserError
+from vlmx.fields import set_fields
 
 
 def words(text):
@@ -66,8 +67,7 @@ def plan(args, fields=()):
             raise UserError(f"--configs: {named} is no benchmark of classification, and a sweep is made of these.")
         for method in methods:
             settings.recipe_of(config, method)  # an unknown one is told before a field of its recipe is missed
-        command.check_fields(config, fields)
-        settings.set_fields(config, fields)
+        set_fields(config, fields)
         settings.check(config)
         if config.title in runs:
             raise UserError(
