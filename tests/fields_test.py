@@ -285,7 +285,7 @@ def test_a_config_of_the_persons_own(tmp_path, text, words):
         (
             ["--configs", "configs/digits.py", "--config.model.heads=12"],
             "config.model.heads: expected the numbers of attention heads of the image tower and the text tower, as in "
-            "(12,8), or (); got 12",
+            "(12,8), or (); got (12,)",
         ),
         (["--configs", "configs/digits.py", "--config.data=5"], "--config.data=5"),
         (["--configs", "configs/digits.py", "--config.mesh.data=0"], "config.mesh.data: expected a whole number"),
