@@ -84,7 +84,7 @@ def config_of(
 def _described(path, act, heads, arch):
     """(tensors by name, mapped and not read; the ClipConfig; where each leaf comes from) of a checkpoint."""
     names, folder = files.weight_files(path)
-    tensors = _without_prefix(files.open_tensors(names))
+    tensors = files.open_tensors(names)
     if (scale := tensors.get("logit_scale")) and scale.shape == (1,):
         one = np.asarray(scale.data[:]) if scale.floating else None
         tensors["logit_scale"] = scale._replace(shape=(), data=one if one is None else one.reshape(()))
@@ -102,14 +102,6 @@ def _described(path, act, heads, arch):
         )
     _refuse_contradiction(path, source, act, heads, arch)
     return tensors, source, table
-
-
-def _without_prefix(tensors):
-    """The tensors by CLIP's own names where the CLIP is a part of a module, which calls it `clip`, `model`, ..."""
-    for prefix in ("model.", "state_dict.", "model_state_dict.", "module.", "_orig_mod.", "clip.", "clip_model."):
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            return _without_prefix({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
-    return tensors
 
 
 def _refuse_contradiction(path, config, act, heads, arch):
