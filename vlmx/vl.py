@@ -238,12 +238,19 @@ def cell(world, name, chosen):
         "examples_seen": mix.examples(steps_of(mix, recipe)),
         "curve": logs.curve(world.workdir, name),
     }
-    variant.save(folder / "tuned", v, world.backbone, config.tasks, about)
+    variant.save(folder / "tuned", v, world.backbone, config.tasks, about | backbones(config))
     if logs.first_process():
         training = settings.training(config, recipe)
         write_json(folder / "result.json", {"run": result, "examples": shown, "training": training})
     say(f"{name}: " + "; ".join(f"{k} {told(m.get('test') or m.get('val') or {})}" for k, m in metrics.items()))
     return result, shown
+
+
+def backbones(config):
+    """What vlmx.predict has to know of the models that a variant was tuned on, in the words of checkpoint.FIELDS."""
+    tower = {f"tower_{key}": value for key, value in zoo.overrides(config.tower).items() if value}
+    about = {"model": config.model.name, "start": config.model.start, "seed": config.seed}
+    return about | {"tower": config.tower.name, "what": config.tower.what} | tower
 
 
 def told(numbers):

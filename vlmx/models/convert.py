@@ -119,7 +119,7 @@ def _pair(heads):
     """(heads of the image tower, heads of the text tower) of one number or two."""
     values = tuple(heads) if isinstance(heads, (tuple, list)) else (heads,)
     if len(values) not in (1, 2) or not all(type(n) is int and n > 0 for n in values):
-        raise UserError(f"heads={heads!r}: expected one number, or two: of the image tower, of the text tower")
+        raise UserError(f"heads={heads!r}: expected one number, at least 1, or two: of image tower and text tower")
     return values[0], values[-1]
 
 
