@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmx import attention, checkpoint, method, predict, variant
+from vlmx import attention, checkpoint, method, predict, variant, vl
 from vlmx.data import scene_text, scenes, video
 from vlmx.errors import UserError
 from vlmx.models import zoo
@@ -155,6 +157,10 @@ def test_what_is_refused(tmp_path, pictures):
     with pytest.raises(UserError, match="name it with --model"):
         run("--checkpoint", tmp_path / "c", "--image", pictures[0])
     run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--model", "tiny_clip")
+    exported(tmp_path / "d", "coop", model="epoch_1.pt")
+    with pytest.raises(UserError, match="d was tuned on this model; name it with --model where it lies elsewhere: unk"):
+        run("--checkpoint", tmp_path / "d", "--image", pictures[0])
+    run("--checkpoint", tmp_path / "d", "--image", pictures[0], "--model", "tiny_clip")
 
 
 # -------------------------------------------------------------------- what a checkpoint may do
@@ -558,6 +564,26 @@ def test_answers_to_texts(variants, tmp_path, pictures):
     (folder.parents[1] / "config.json").write_text(json.dumps(config | {"model": {"name": "tiny_t5"}}))
     with pytest.raises(UserError, match="does not fit|was tuned on the backbone"):
         run("--checkpoint", folder, "--image", pictures[0], "--text", "vqa: what?")
+
+
+def test_a_variant_that_was_copied_away_from_its_run_knows_its_models(variants, tmp_path, pictures):
+    asked = "--image", pictures[0], "--text", "vqa: what colour is the circle?"
+    (row,) = run("--checkpoint", variants, *asked)
+    above = variants.parents[1] / "config.json"
+    tower = {"name": "tiny_clip", "act": "quick_gelu", "heads": [2, 2], "arch": ""}
+    above.write_text(json.dumps(json.loads(above.read_text()) | {"tower": tower}))
+    assert run("--checkpoint", variants, *asked) == [row]
+    config = importlib.import_module("configs.scenes_vl").get_config()
+    config.seed, config.tower.heads = 1, (2, 2)
+    note(variants, **vl.backbones(config))
+    folder = shutil.copytree(variants, tmp_path / "copy")
+    assert run("--checkpoint", folder, *asked) == [row]
+    note(folder, tower_heads=[4, 4])
+    with pytest.raises(UserError, match="2 in the image tower, 2 in the text tower"):
+        run("--checkpoint", folder, *asked)
+    note(folder, tower="epoch_1.pt")
+    with pytest.raises(UserError, match="copy was tuned on this model; name it with --tower where it"):
+        run("--checkpoint", folder, *asked)
 
 
 def test_where_it_looks(variants, tmp_path, pictures):

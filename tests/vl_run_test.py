@@ -378,6 +378,8 @@ def test_told_to_stop_it_goes_on_to_the_same_numbers(ran, tmp_path, monkeypatch)
     results = vl.run(small(), tmp_path / "run")
     files = [folder / "single_adapter/tuned/tuned.safetensors" for folder in (whole, tmp_path / "run")]
     assert files[0].read_bytes() == files[1].read_bytes()
+    about = json.loads(files[0].with_name("tuned.json").read_text())
+    assert [about[key] for key in ("model", "tower", "what")] == ["tiny_bart", "tiny_clip", "grid"]
     old, new = json.loads((whole / "single_adapter/result.json").read_text())["run"], results["runs"][0]
     assert old["tasks"] == new["tasks"] and old["curve"] == new["curve"]
 

@@ -270,7 +270,7 @@ def _is_size(value):
 
 
 def _is_sizes(value):
-    return isinstance(value, list) and all(map(_is_size, value))
+    return isinstance(value, list | tuple) and all(map(_is_size, value))
 
 
 def _is_path(value):

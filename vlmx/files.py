@@ -55,7 +55,8 @@ def read_text(path, advice="", limit=LIMIT, errors="strict"):
     path = Path(path)
     try:
         if not path.exists():
-            raise UserError(f"{path}: no such file. {advice}".rstrip())
+            problem = "a link that leads nowhere" if path.is_symlink() else "no such file"
+            raise UserError(f"{path}: {problem}. {advice}".rstrip())
         if not path.is_file():
             raise UserError(f"{path}: a {'folder' if path.is_dir() else 'pipe or device'}, no file. {advice}".rstrip())
         if (size := path.stat().st_size) > limit:

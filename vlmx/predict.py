@@ -75,6 +75,8 @@ class Classifier:
                 f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
                 f"{', '.join(learnt)}."
             )
+        with _located(folder, "--model", model):
+            zoo.locate(model or meta["model"])
         loaded = zoo.load(model or meta["model"], **zoo.overrides(meta))
         if loaded.digest != meta["backbone"]:
             raise UserError(
@@ -151,6 +153,17 @@ def _as_spelled(learnt, classes):
     plain = lambda name: image_files.normalize_name(" ".join(name.split()))
     spelled = {plain(name): name for name in learnt}
     return tuple(name if name in learnt else spelled.get(plain(name), plain(name)) for name in classes)
+
+
+@contextlib.contextmanager
+def _located(folder, option, named):
+    """Add to an error about a model that is not there what to do, unless the person named it."""
+    try:
+        yield
+    except UserError as e:
+        if named:
+            raise
+        raise UserError(f"{folder} was tuned on this model; name it with {option} where it lies elsewhere: {e}") from e
 
 
 def _several(images):
@@ -255,6 +268,7 @@ class Answerer:
         meta = checkpoint.read_about(folder, ("variant", "hyper", "backbone", "tasks", "visual"))
         meta = _of_the_run(folder) | meta
         checkpoint.refuse_outside(folder, meta["variant"], variant.names(), allow_methods)
+        named = {"--model": model, "--tower": tower}
         model, tower = model or meta.get("model"), tower or meta.get("tower")
         if not model or not tower:
             raise UserError(
@@ -263,8 +277,11 @@ class Answerer:
             )
         self.what = meta.get("what", "grid")
         if self.what not in WHAT:
-            raise unknown(f"value of tower.what in the config.json above {folder}:", self.what, WHAT)
+            raise unknown(f"value of 'what' in the tuned.json of {folder}, or of tower.what above it:", self.what, WHAT)
         refuse_wrong_hyper(folder, meta["variant"], meta["hyper"])
+        for option, name in (("--model", model), ("--tower", tower)):
+            with _located(folder, option, named[option]):
+                zoo.locate(name)
         with _fitting(folder):
             self.chosen, visual = variant.make(meta["variant"], **meta["hyper"]), Visual(**meta["visual"])
             loaded = zoo.load_seq(model, visual=visual, seed=meta.get("seed", 0))
@@ -280,8 +297,7 @@ class Answerer:
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
             self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
-        stated = {key: meta.get(f"tower_{key}") for key in zoo.STATED}
-        self.clip, self.what = zoo.load(tower, **stated).model, meta.get("what", "grid")
+        self.clip = zoo.load(tower, **zoo.overrides(meta, "tower_")).model
         self.transform = transforms.whole_for_tower(self.clip.config)
         self.mesh = shard.make_mesh(devices=jax.devices()[:1])
 
