@@ -1,10 +1,10 @@
 """The published benchmarks: CoOp's layout, official lists, made splits, and what is said when files are missing."""
 
 import json
-import shutil
 import pickle
 import random
 import re
+import shutil
 
 import numpy as np
 import pytest
