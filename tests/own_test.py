@@ -521,6 +521,8 @@ def test_wrong_rows_are_left_out_and_counted(tmp_path):
 
 def test_a_class_is_not_lost_where_wrong_rows_are_left_out(tmp_path):
     text = "path,label,split\na.jpg,cat,train\nb.jpg,dog,train\nz.jpg,fox,train\nc.jpg,fox,west\n,owl,train\n"
+    with pytest.raises(UserError, match="line 4: there is no .* Correct the row, or leave .*=skip$"):
+        table(tmp_path, text)
     with pytest.raises(UserError, match="no training image of the class 'fox' and of 1 more, .* line 4: there is"):
         table(tmp_path, text, bad_images="skip")
     parts = SPLIT | {"train": [*TRAIN, ["", 2, "third"]]}

@@ -447,7 +447,7 @@ def test_where_features_are_kept_is_free_and_a_limit_that_is_none_is_refused(tmp
     c.features.dir, c.features.limit = "off", 1.0
     assert settings.finished(c, tmp_path) is None  # and not "of a run with another config"
     c.features.limit = 0.0
-    with pytest.raises(UserError, match="features.limit: expected GiB, more than 0; got 0.0"):
+    with pytest.raises(UserError, match="features.limit: expected GiB, a number more than 0; got 0.0"):
         settings.check(c)
 
 

@@ -50,7 +50,7 @@ ALSO = {
     "testing": "test",
 }
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join((*PARTS, *ALSO))})(?:set)?(?![a-z])")
-SKIP = "leave such images out: --config.data.bad_images=skip"
+SKIP = "leave such entries out: --config.data.bad_images=skip"
 LONGEST = 4096  # characters of a path or a label
 SHARES = {"test": 0.3, "val": 0.2}  # of each class, where the split is missing; the same shares as CoOp's
 
@@ -367,7 +367,7 @@ def _rows(file: Path, root: Path, text: str, skip: bool) -> tuple[list[Entry], l
             entries.append(_read_row(file, root, columns, line, row))
         except UserError as e:
             if not skip:
-                raise
+                raise UserError(f"{e} Correct the row, or {SKIP}") from None
             wrong.append(str(e))
             label = _label(row[columns.index("label")]) if len(row) == len(columns) else ""
             if is_name(label) and len(label) <= LONGEST:
@@ -418,7 +418,7 @@ def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[s
     if part not in PARTS:
         raise UserError(f"{where}: split is {values['split']!r}; expected train, val or test.")
     if spelling is None:
-        raise UserError(f"{where}: there is no image {printable(root / path)}. Correct the row, or {SKIP}")
+        raise UserError(f"{where}: there is no image {printable(root / path)}.")
     return Entry(spelling, label, part, f"line {line}")
 
 
