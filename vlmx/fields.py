@@ -130,8 +130,10 @@ FOLDER = Rule(
 )
 REGEX = Rule("a regular expression", _is_regex)
 PATTERN = Rule("a regular expression without groups that repeat", _is_quick_regex)
-TEMPLATE = Rule("a text with one {} for the class and no other brace, as in 'a photo of a {}.'", _is_template)
-TEMPLATES = either(TEMPLATE, several(TEMPLATE))
+TEMPLATES = Rule(
+    "a text or a tuple of texts, each with one {} for the class and no other brace, as in 'a photo of a {}.'",
+    lambda x: isinstance(x, (str, tuple, list)) and all(map(_is_template, [x] if isinstance(x, str) else x)),
+)
 SEED = integer(0)
 SIZE = integer(1, 65_536)  # of what a model holds: vectors, units, layers
 WORKERS = integer(0, 1024)
