@@ -56,8 +56,8 @@ def _notes(parts, min_score, kept):
     bare = sum(not any(s > 0 and s >= min_score for _, s in row[3]) for row in train)
     if train and bare == len(train):
         raise UserError(
-            f"vqa: none of the {bare:,} training questions has a target, which is {kept}, and not blank. For data of one's "
-            'own set --config.data.options=\'{"vqa": {"least": 1}}\', and min_score no higher than the best score.'
+            f"vqa: none of the {bare:,} training questions has a target, which is {kept}, and not blank. For data of "
+            'your own set --config.data.options=\'{"vqa": {"least": 1}}\', and min_score no higher than the best score.'
         )
     if bare:
         yield f"{bare:,} of {len(train):,} training questions have no target and train nothing: a target is {kept}"
