@@ -535,6 +535,13 @@ def test_arrays_that_are_not_the_variants_are_refused(variants, change):
         predict.Answerer(variants)
 
 
+def test_a_tower_with_features_of_another_width(variants, pictures):
+    model = predict.Answerer(variants)
+    model.model = model.model.replace(config=dataclasses.replace(model.model.config, visual=Visual(64, 16)))
+    with pytest.raises(UserError, match="of width 128; the variant was tuned on features of width 64. .*--tower"):
+        model([("vqa: what is it?", pictures[:1])])
+
+
 def test_answers_to_texts(variants, tmp_path, pictures):
     folder = variants
     rows = run("--checkpoint", folder, "--image", *pictures[:2], "--text", "nlvr: there is a circle.")

@@ -352,6 +352,12 @@ class Answerer:
 
         batch = min(len(wanted), 32)
         features = dict(encode(self.clip, wanted, pixels, WHAT[self.what], batch, self.mesh))
+        width = self.model.config.visual.width
+        if odd := [f.shape[-1] for f in features.values() if not isinstance(f, Exception) and f.shape[-1] != width]:
+            raise UserError(
+                f"the image tower gives features of width {odd[0]}; the variant was tuned on features of width "
+                f"{width}. Name the CLIP that those came from with --tower."
+            )
         by_task, bad = {}, {}
         for i, (number, example) in enumerate(asked):
             gone = next((name for name in example.images if isinstance(features[name], Exception)), None)

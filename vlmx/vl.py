@@ -56,6 +56,11 @@ def run(config, workdir):
 
     # ---------------------------------------------------------------- tasks, features, the frozen model
     tasks = tuple(vl.reader(name).load(name, config.data) for name in config.tasks)
+    if len({t.suffix for t in tasks}) > 1:
+        raise UserError(
+            f"config.tasks: {', '.join(config.tasks)}: tasks about pictures and about videos, whose features have "
+            "different shapes, are not trained in one run."
+        )
     for task in tasks:
         sizes = {part: len(getattr(task, part)) for part in ("train", "val", "test")}
         say(f"task {task.name}: {sizes}")
