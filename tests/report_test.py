@@ -276,6 +276,18 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(results):
     ]
 
 
+def test_of_several_numbers_of_shots_the_page_says_which_it_shows(results):
+    runs = [run("coop", "few_shot", [(80.0, 80)], shots=n) for n in (-1, 1, 16)]
+    runs += [run("coop", "base_to_new", [(90.0, 60, 72)], shots=1)]
+    assert [r["shots"] for _, r in charts.largest(runs, ["coop"] * 4)] == [-1, 1]
+    write = lambda runs: " ".join(report.page(results | {"runs": runs}, "").split())
+    page = write(results["runs"])
+    assert "Of several numbers of shots" not in page and "coop 64.5." in page
+    page = write([*results["runs"], *(r | {"shots": 1} for r in results["runs"][1:])])
+    assert page.count("Of several numbers of shots, those of the largest.") == 3
+    assert "coop (16 shots) 64.5; coop (1 shot) 64.5." in page
+
+
 def test_mistakes_are_the_surest_and_of_all_classes():
     said, p, labels = [0, 1, 1, 1, 1, 1], [0.9, 0.9, 0.8, 0.7, 0.6, 1.0], [0, 0, 0, 0, 2, 2]
     assert report.pick_mistakes(said, p, labels, 3, weight=[1, 1, 1, 1, 1, 0]).tolist() == [1, 4, 2]
@@ -350,11 +362,11 @@ def test_what_was_drawn(results):
     ]
     one = same_draws(coop | {"shots": 1}, 1, 1, 3)
     assert report.drawn({"runs": [one]}) == [
-        "1 labelled image of each class; drawn with seeds 1, 2, 3 (few-shot, 1 shots)"
+        "1 labelled image of each class; drawn with seeds 1, 2, 3 (few-shot, 1 shot)"
     ]
     everything = same_draws(coop | {"shots": -1}, 7, 9, 1)
     assert report.drawn({"runs": [everything]}) == [
-        "7 to 9 labelled images of a class; all that there are (few-shot, all shots)"
+        "7 to 9 labelled images of a class; all that there are (few-shot, all images)"
     ]
     assert report.drawn({"runs": [coop | {"shots": 0}]}) == []
 

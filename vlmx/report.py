@@ -204,7 +204,7 @@ def drawn(results):
             how = f"the same for every seed ({names}), since no class has more"
         else:
             how = f"drawn with seed{'s' * (len(seeds) > 1)} {names}"
-        where = f"{(run.get('protocol') or 'training').replace('_', '-')}, {shots_in_words(shots)} shots"
+        where = f"{(run.get('protocol') or 'training').replace('_', '-')}, {tables.in_shots(shots)}"
         sentences.setdefault(f"{counts}; {how}", {})[where] = None
     return [f"{sentence} ({'; '.join(where)})" for sentence, where in sentences.items()]
 
@@ -326,6 +326,8 @@ def page(results, workdir):
         drawn=drawn(results),
         same_draws=tables.SAME_DRAWS if any(map(tables.drew_the_same, runs)) else "",
         in_words=shots_in_words,
+        in_shots=tables.in_shots,
+        of_most="Of several numbers of shots, those of the largest. " if len(shown) < len(runs) else "",
         trained_in=next(
             (" / ".join(map(" and ".join, r["trained_in"].values())) for r in rows if len(r["trained"]) > 1), ""
         ),
