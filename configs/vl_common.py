@@ -3,12 +3,26 @@ colon of --config."""
 
 import importlib
 import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from configs.common import features, literal, parse
 from vlmx.errors import UserError, unknown
 from vlmx.variant import PUBLISHED
+
+
+class Published(int):
+    """A published batch size, which nobody has set."""
+
+
+class Op(NamedTuple):
+    """What a FieldReference computes from the value that it refers to."""
+
+    fn: Callable
+    args: tuple = ()
+
 
 TOP = ("backbone", "batch", "epochs", "lr", "root", "seed", "tasks")
 
@@ -50,8 +64,9 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     config.model.remat = False
 
     config.features = features()
-    config.batch = batch
-    config.batches = ConfigDict(batches or {})  # of single tasks; where the command line sets `batch`, that holds
+    config.batch = FieldReference(Published(batch), field_type=int)
+    # Of single tasks, each as published until `batch`, which holds for all tasks, or the task's own is set.
+    config.batches = ConfigDict({task: _size(config.get_ref("batch"), n) for task, n in (batches or {}).items()})
     config.temperature = 1.0  # of the mixing of tasks: 1 in proportion to their sizes, large: all alike
     config.eval_batch = 250
     config.steps_per_call = 10
@@ -71,6 +86,12 @@ def run(title, arg, tasks, recipe, *, epochs, batch, backbone, tower, what="grid
     for key, value in given.items():
         _set(config, key, literal(value) if isinstance(value, str) else value)
     return config
+
+
+def _size(batch, published):
+    """A reference to the size of a task's batches: `published` until the reference `batch` is set, then that."""
+    choose = lambda n: published if isinstance(n, Published) else n
+    return FieldReference(batch, op=Op(choose))
 
 
 def refuse_settings(arg, *keys):
@@ -101,8 +122,6 @@ def _set(config, key, value):
         config.tasks = tuple(str(value).split("+"))
     elif key in ("batch", "seed"):
         _update(config, key, value)
-        if key == "batch":
-            config.batches = ConfigDict(dict.fromkeys(config.batches, config.batch))  # it holds for all tasks
     elif key in ("epochs", "lr"):
         for r in config.recipe.values():
             _update(r if key == "epochs" else r.optimizer, key, value)
@@ -118,5 +137,5 @@ def _update(group, key, value):
     try:
         group.update({key: value})
     except (TypeError, ValueError, OverflowError):
-        kind = type(group[key]).__name__
+        kind = group.get_type(key).__name__
         raise UserError(f"--config ...:{key}={value}: expected {kind}, got {value!r}.") from None

@@ -59,7 +59,7 @@ needed() { # what a script cannot do without
 
 whole() { # refuses the value $2 of --$1 unless it is a whole number of at least $3
   if ! [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || [ "$2" -lt "$3" ]; then
-    wrong "--$1 $2: expected a whole number, at least $3"
+    wrong "--$1 $(quoted "$2"): expected a whole number, at least $3"
   fi
 }
 

@@ -37,11 +37,12 @@ done
 hosts=$((chips / each))
 if [ "$hosts" -gt 1 ]; then command+=(--coordinator auto); fi
 
-list() { # a command as a list of JSON strings, which YAML reads
+list() { # a command as a list of JSON strings, which YAML reads; Kubernetes turns $(NAME) into a variable, $$ into $
   local word first=1
   for word in "$@"; do
     word=${word//\\/\\\\}
     word=${word//\"/\\\"}
+    word=${word//\$/\$\$}
     word=${word//$'\n'/\\n}
     word=${word//$'\r'/\\r}
     word=${word//$'\t'/\\t}
@@ -55,8 +56,8 @@ yaml() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
-  namespace: $namespace
+  name: "$name"
+  namespace: "$namespace"
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
@@ -79,7 +80,7 @@ spec:
               cloud.google.com/gke-tpu-topology: $shape
             containers:
             - name: vlmx
-              image: $image
+              image: "$image"
               command: [$(list launch/start.sh "${command[@]}")]
               ports:
               - containerPort: 8471

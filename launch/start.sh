@@ -10,12 +10,10 @@ if [ $# = 0 ]; then
   sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
-for word in "${RETRIES:-100}" "${PAUSE:-10}"; do
-  if ! [[ $word =~ ^[0-9]{1,9}(\.[0-9]+)?$ ]]; then
-    printf 'launch/start.sh: RETRIES and PAUSE are numbers; got %q\n' "$word" >&2
-    exit 2
-  fi
-done
+if ! [[ ${RETRIES:-100} =~ ^[0-9]{1,9}$ && ${PAUSE:-10} =~ ^[0-9]{1,9}(\.[0-9]+)?$ ]]; then
+  printf 'launch/start.sh: RETRIES is a whole number, PAUSE a number; got %q and %q\n' "${RETRIES:-}" "${PAUSE:-}" >&2
+  exit 2
+fi
 stopped=0 child=
 trap 'stopped=1 signalled=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 for ((i = 0; ; i++)); do

@@ -21,6 +21,9 @@ shift 2
 type='' zone='' project='' spot=0 version=''
 options type zone project spot! version -- "$@"
 plain NAME "$tpu" A-Za-z0-9_.-
+for option in type zone project version; do
+  if [ -n "${!option}" ]; then plain "$option" "${!option}" A-Za-z0-9._:-; fi
+done
 if [ -z "$zone" ]; then wrong "--zone is missing, as in --zone us-west4-a"; fi
 where=(--zone "$zone")
 if [ -n "$project" ]; then where+=(--project "$project"); fi

@@ -240,10 +240,10 @@ def test_unreadable_files_say_why(hf, tmp_path):
     with pytest.raises(UserError, match='"siglip"; only "clip"'):
         convert.read(hf)
     (hf / "config.json").write_text('{\n"model_type": \n')
-    with pytest.raises(UserError, match="config.json, line"):
+    with pytest.raises(UserError, match="config.json: no valid json .* at line 3"):
         convert.read(hf)
     (hf / "config.json").unlink()
-    with pytest.raises(UserError, match="config.json: missing"):
+    with pytest.raises(UserError, match="config.json: no such file"):
         convert.read(hf)
 
 

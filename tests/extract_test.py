@@ -365,6 +365,31 @@ def test_frames_are_bounded_in_number_and_read_little_by_little(tmp_path, clip, 
     assert str(mixed["a"]) == "the end is missing" and str(mixed["b"]) == "no frames"
 
 
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_each_frame_of_an_animated_picture_is_shown_as_long_as_it_says(tmp_path, ending):
+    path, shades = tmp_path / f"a.{ending}", [Image.new("RGB", (8, 8), (80 * i, 0, 0)) for i in range(3)]
+    shades[0].save(path, save_all=True, append_images=shades[1:], duration=[1000, 2000, 3000], lossless=True)
+    assert [frame.getpixel((0, 0))[0] for frame in video.frames(path, 1)] == [0, 80, 80, 160, 160, 160]
+
+
+def test_animated_pictures_of_too_many_pixels_are_refused_at_once(tmp_path):
+    """3,000 frames of 9,000 x 9,000 pixels in a file of 60,000 bytes, which would take minutes."""
+    frame = bytes.fromhex("2c 0000 0000 0100 0100 00 02 02 44 01 00")
+    screen = b"GIF89a" + bytes.fromhex("2823 2823 80 00 00 000000 ffffff")
+    (tmp_path / "a.gif").write_bytes(screen + 3000 * frame + b";")
+    with pytest.raises(transforms.BadImage, match="3,000 frames of 9000 x 9000: over 20,000,000,000 pixels"):
+        next(video.frames(tmp_path / "a.gif", 1))
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_a_video_that_is_an_empty_file(tmp_path, ending):
+    if ending == "mp4":
+        pytest.importorskip("av")
+    (tmp_path / f"a.{ending}").touch()
+    with pytest.raises(transforms.BadImage, match="^the file is empty$"):
+        next(video.frames(tmp_path / f"a.{ending}", 1))
+
+
 @pytest.mark.parametrize("name", ["fifo.mp4", "fifo.gif"])
 def test_a_fifo_is_no_video_at_once(tmp_path, name):
     if name.endswith("mp4"):

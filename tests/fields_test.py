@@ -42,7 +42,7 @@ def broken(value):
     """Values of a wrong type, and of the right type out of every range."""
     wrong = {bool: [2, "yes"], int: [-7, 1.5, True, None], float: [-7.0, math.nan, math.inf, "1"], str: ["\0", (b"x",)]}
     wrong |= {tuple: [(b"x",), 5, {"a": 1}], ConfigDict: [5, "x"]}
-    return [b"x", *wrong[type(value)]]
+    return [b"x", *next(bad for kind, bad in wrong.items() if isinstance(value, kind))]
 
 
 def put(config, field, value):
@@ -282,6 +282,11 @@ def test_a_config_of_the_persons_own(tmp_path, text, words):
         (["--configs", "", "--methods", "coop"], "--configs: expected at least one name; got ''"),
         (["--configs", "configs/scenes_vl.py", "--methods", "single_adapter"], "no benchmark of classification"),
         (["--configs", "configs/digits.py", "--config.eval_batch=-1"], "config.eval_batch: expected a whole number"),
+        (
+            ["--configs", "configs/digits.py", "--config.model.heads=12"],
+            "config.model.heads: expected the numbers of attention heads of the image tower and the text tower, as in "
+            "(12,8), or (); got 12",
+        ),
         (["--configs", "configs/digits.py", "--config.data=5"], "--config.data=5"),
         (["--configs", "configs/digits.py", "--config.mesh.data=0"], "config.mesh.data: expected a whole number"),
     ],

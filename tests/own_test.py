@@ -389,7 +389,8 @@ def test_a_wrong_entry_of_a_split_file_is_refused_or_left_out(tmp_path, entry, s
     ("parts", "message"),
     [
         (SPLIT | {"test": [["b/01.jpg", 10**12, "second"]]}, "b/01.jpg has label 1000000000000 and class 'second'"),
-        (SPLIT | {"train": [["a/00.jpg", 10**9, "first"], *TRAIN[1:]]}, r"missing: \[0\], the largest is 1000000000"),
+        (SPLIT | {"train": [["a/00.jpg", 10**9, "first"], *TRAIN[1:]]}, r"missing: \[0\], the largest is 1,000,000,0"),
+        (dict.fromkeys(SPLIT, []), "split.json: there are no training images"),
         (SPLIT | {"test": [["./a/00.jpg", 0, "first"]]}, r"test\[0\]: ./a/00.jpg .*'first' in test, .* at train\[0\]"),
         (SPLIT | {"train": [*TRAIN, ["a/00.jpg", 1, "second"]]}, "a/00.jpg is 'second' in train, but 'first' in train"),
         (SPLIT | {"train": [["a/00.jpg", 0, "x"], ["b/00.jpg", 1, "x"]], "val": [], "test": []}, "class name 'x'"),
@@ -424,11 +425,11 @@ def test_split_files_that_cannot_be_used(tmp_path):
 # ---- tables
 
 
-def table(tmp_path, text, files=("a.jpg", "b.jpg", "c.jpg", "d.jpg")):
+def table(tmp_path, text, files=("a.jpg", "b.jpg", "c.jpg", "d.jpg"), **config):
     for f in files:
         image(tmp_path / "data" / f)
     write(tmp_path / "data/list.csv", text)
-    return task.load({"name": "csv", "root": tmp_path / "data/list.csv"}, tmp_path / "work")
+    return task.load({"name": "csv", "root": tmp_path / "data/list.csv", **config}, tmp_path / "work")
 
 
 def test_table(tmp_path):
@@ -515,6 +516,35 @@ def test_wrong_rows_are_left_out_and_counted(tmp_path):
     assert any(re.search("3 of 5 rows are left out, for instance .*line 4: there is no image", n) for n in got.notes)
 
 
+def test_a_class_is_not_lost_where_wrong_rows_are_left_out(tmp_path):
+    text = "path,label,split\na.jpg,cat,train\nb.jpg,dog,train\nz.jpg,fox,train\nc.jpg,fox,west\n,owl,train\n"
+    with pytest.raises(UserError, match="would leave out all of the class 'fox' and of 1 more, .* line 4: there is no"):
+        table(tmp_path, text, bad_images="skip")
+    parts = SPLIT | {"train": [*TRAIN, ["", 2, "third"]]}
+    with pytest.raises(UserError, match=r"all of the class 'third', for instance train\[2\] is \['', 2, 'third'\]"):
+        split_file(tmp_path, parts, bad_images="skip")
+
+
+def test_tables_as_windows_and_spreadsheets_write_them(tmp_path):
+    rows = ["path,label,split", r"x\a.jpg,cat,train", r'.\x\b.jpg, "dog", train', ",,", "   ", r"x\c.jpg , dog ,test"]
+    files = ("x/a.jpg", "x/b.jpg", "x/c.jpg")
+    got = table(tmp_path, "\ufeff" + "\r\n".join(rows), files=files)
+    assert got.classnames == ("cat", "dog") and list(got.test.names) == ["x/c.jpg"]
+    assert sum(len(s.labels) for s in got[3:6]) == 3 and all(os.path.exists(p) for s in got[3:6] for p in s.images)
+    backslashes = {part: [[path.replace("/", "\\"), *rest] for path, *rest in SPLIT[part]] for part in SPLIT}
+    assert list(split_file(tmp_path, backslashes).train.names) == ["a/00.jpg", "b/00.jpg"]
+
+
+def test_spaces_around_the_name_of_a_class_folder(tmp_path):
+    tree(tmp_path / "data", "train/ dog", "train/cat ", "test/dog", "test/cat")
+    got = load(tmp_path)
+    assert got.classnames == ("cat", "dog") and sizes(got)[2] == [4, 4]
+    tree(tmp_path / "flat", " dog", "cat ")
+    got = task.load({"name": "folder", "root": tmp_path / "flat"}, tmp_path / "spaces")
+    again = task.load({"name": "csv", "root": tmp_path / "flat", "file": tmp_path / "spaces/splits.csv"}, tmp_path)
+    assert got.classnames == again.classnames and sizes(got) == sizes(again)
+
+
 def test_accents_of_tables(tmp_path):
     text = f"path,label\n{NFC}.jpg,{NFC}\nb.jpg,{NFD}\nc.jpg,tea"
     got = table(tmp_path, text, files=(f"{NFD}.jpg", "b.jpg", "c.jpg"))
@@ -599,16 +629,22 @@ def test_what_is_no_file_of_class_names(tmp_path):
 # ---- prompts
 
 
-@pytest.mark.parametrize("templates", [5, [5], [None], "a {nice} photo", "{{}} {}", ["{}", "x"], "\ud800{}", {"a": 1}])
+@pytest.mark.parametrize(
+    "templates",
+    [
+        *(5, [5], [None], {"a": 1}, "a photo", ["{}", "x"], "\ud800{}", "\0{}", "{} {}", "{{}} {}"),
+        *("a {nice} photo of {}.", "{{x}} {}", "a {0} of {}", "{ {}", "{}}"),
+    ],
+)
 def test_templates_that_are_none(tmp_path, templates):
     with pytest.raises(UserError, match="data.templates: "):
         task.load({"name": "digits", "templates": templates}, tmp_path)
 
 
-def test_other_braces_of_a_template_are_text(tmp_path):
-    dataset = task.load({"name": "digits", "templates": ("a {nice} {0} {{x} photo of {}.",)}, tmp_path)
-    texts, _ = method.prompts(method.Task(("a_{b}",), dataset.templates, (), None), dataset.templates)
-    assert texts == ["a {nice} {0} {{x} photo of a {b}."]
+def test_braces_of_a_class_name_are_text(tmp_path):
+    dataset = task.load({"name": "digits", "templates": "a photo of {}."}, tmp_path)
+    texts, _ = method.prompts(method.Task(("a_{b}", "{}"), dataset.templates, (), None), dataset.templates)
+    assert texts == ["a photo of a {b}.", "a photo of {}."]
 
 
 def test_classes_with_the_same_prompt_are_noted():

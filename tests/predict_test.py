@@ -331,10 +331,50 @@ def test_names_of_classes():
     assert predict.class_names('"cat, domestic",dog') == ["cat, domestic", "dog"]
     assert predict.class_names(' red   circle ,  "a ""b""" , ') == ["red circle", 'a "b"']
     assert predict.class_names('5" disk,dog') == ['5" disk', "dog"]
-    assert predict.class_names("a b", learnt=("a  b",)) == ["a  b"]
     for text in (",", " , ", '"cat, dog', '"cat" x,dog'):
         with pytest.raises(UserError, match="--classes"):
             predict.class_names(text)
+
+
+def test_classes_are_spelled_as_those_that_were_tuned_on(tmp_path):
+    exported(tmp_path / "c", "linear_probe", classes=["a  b", "caf\u00e9", "dog"])
+    assert predict.Classifier(tmp_path / "c", ["cafe\u0301", "a b"]).classes == ("caf\u00e9", "a  b")
+    for classes, problem in (
+        (["caf\u00e9", "cafe\u0301"], "is named twice"),
+        (["cat\udcff"], "no name of a class"),
+        ([""], "no name of a class"),
+        ([7], "no name of a class"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            predict.Classifier(tmp_path / "c", classes)
+
+
+def test_classes_with_the_same_prompt_are_refused(tmp_path):
+    exported(tmp_path / "c", "coop")
+    for same in (("Cat", "cat"), ("red_fox", "red fox")):
+        with pytest.raises(UserError, match=f"{same[0]!r} and {same[1]!r} have the same prompt"):
+            predict.Classifier(tmp_path / "c", ["dog", *same])
+
+
+def test_a_folder_to_write_into_is_refused_before_a_model_is_loaded(tmp_path, pictures, monkeypatch):
+    exported(tmp_path / "c", "coop")
+    monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match="a folder; expected the name of a file"):
+        run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--out", tmp_path)
+
+
+def test_requests_from_a_pipe_are_refused_and_names_that_are_not_utf8_are_read(tmp_path, pictures):
+    exported(tmp_path / "c", "coop")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe or device, no file"):
+        run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: not a regular file"):
+        run("--checkpoint", tmp_path / "c", "--image", tmp_path / "pipe")
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    os.link(pictures[0], odd)
+    (row,) = run("--checkpoint", tmp_path / "c", "--image", odd, "--out", tmp_path / "rows.jsonl")
+    (again,) = run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "rows.jsonl")
+    assert again == row and set(row["classes"]) == set(CLASSES)
 
 
 def test_names_of_classes_in_a_file(tmp_path, pictures):

@@ -470,5 +470,5 @@ def test_templates_of_the_config(tmp_path):
     config = {"name": "digits", "templates": "the number {}"}
     assert task.load(config, tmp_path).templates == ("the number {}",)
     assert task.load(config | {"templates": ["{}", "a {}"]}, tmp_path).templates == ("{}", "a {}")
-    with pytest.raises(UserError, match="data.templates: 'number' must hold {} once"):
+    with pytest.raises(UserError, match="data.templates: expected a text with one {} .*; got 'number'"):
         task.load(config | {"templates": "number"}, tmp_path)

@@ -444,11 +444,42 @@ def test_a_later_run_reads_what_an_earlier_one_encoded_and_its_numbers_are_those
 def test_where_features_are_kept_is_free_and_a_limit_that_is_none_is_refused(tmp_path):
     c = importlib.import_module("configs.digits").get_config("coop")
     assert settings.finished(c, tmp_path) is None
+    (tmp_path / "coop-few_shot").mkdir()
     c.features.dir, c.features.limit = "off", 1.0
     assert settings.finished(c, tmp_path) is None  # and not "of a run with another config"
     c.features.limit = 0.0
-    with pytest.raises(UserError, match="features.limit: expected GiB, more than 0; got 0.0"):
+    with pytest.raises(UserError, match="config.features.limit: expected GiB, a number more than 0; got 0.0"):
         settings.check(c)
+
+
+@pytest.mark.parametrize("name, part", [("digits", "model"), ("scenes_vl", "tower")])
+def test_a_workdir_of_an_older_version_is_no_other_config(tmp_path, name, part):
+    c = importlib.import_module(f"configs.{name}").get_config()
+    assert settings.finished(c, tmp_path) is None
+    (tmp_path / "coop-few_shot").mkdir()
+    older = json.loads((tmp_path / "config.json").read_text())
+    for key in ("act", "heads", "arch"):
+        del older[part][key]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert settings.finished(c, tmp_path, write=False) is None
+    c[part].act = "gelu"
+    with pytest.raises(UserError, match=f"another config:\n  {part}.act: there '', now 'gelu'"):
+        settings.finished(c, tmp_path, write=False)
+
+
+def test_a_command_that_ended_before_anything_was_computed_can_be_mended(tmp_path):
+    c = importlib.import_module("configs.digits").get_config("coop")
+    assert settings.finished(c, tmp_path) is None
+    c.model.arch = "ViT-B-32"
+    assert settings.finished(c, tmp_path) is None
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["arch"] == "ViT-B-32"
+    c.data.root = "elsewhere"  # of the other one splits.csv may be there
+    with pytest.raises(UserError, match="another config:\n  data.root: there '', now 'elsewhere'"):
+        settings.finished(c, tmp_path)
+    c.data.root, c.model.arch = "", ""
+    (tmp_path / "coop-few_shot").mkdir()
+    with pytest.raises(UserError, match="another config:\n  model.arch: there 'ViT-B-32', now ''"):
+        settings.finished(c, tmp_path)
 
 
 def test_the_default_is_a_persons_cache(monkeypatch):

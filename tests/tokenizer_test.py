@@ -108,6 +108,18 @@ def test_vocabulary_and_merges_without_any_config_are_clips_tokenizer(tmp_path):
     assert words(["A  cat"]).tolist() == [[6, 0, 5, 7, 0, 0]]
 
 
+@pytest.mark.parametrize("left_out", [(), ("tokenizer_config.json",)])
+def test_a_timm_config_beside_openclips_files_does_not_call_for_timm(tmp_path, left_out):
+    bpe_files(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50_clip", "pretrained_cfg": {"tag": "openai"}}')
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+    for name in left_out:
+        (tmp_path / name).unlink()
+    words = tokenizers_.load(tmp_path, 8, 8)
+    assert isinstance(words.hf, CLIPTokenizerFast) and words.cleans
+
+
 def test_weights_without_tokenizer_files_take_clips_own_from_the_cache_or_say_what_is_missing(hub, tmp_path):
     with pytest.raises(UserError, match=r"expected tokenizer.json, or vocab.json and merges.txt(.|\n)*hf download"):
         tokenizers_.load(tmp_path, 6, 8)

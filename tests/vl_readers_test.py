@@ -280,7 +280,7 @@ def test_missing_images(tmp_path):
 
 BAD_LINES = {
     b'{"identifier": "a"}\n': ("no 'sentence'; it has identifier", "not as expected"),
-    b"[1]\n": ("a json list", "not as expected"),
+    b"[1]\n": ("a list, not an object", "not as expected"),
     b'{"identifier": \n': ("no valid json", "not json"),
     b'{"identifier": "dev-1-0-0", "sentence": "\xff"}\n': ("not UTF-8", "not UTF-8"),
     b'{"identifier": "dev-1-0-0", "sentence": "Two."}\n': ("has no answer", "without an answer"),
@@ -318,13 +318,45 @@ def test_files_of_another_kind(tmp_path, content):
 
 
 @pytest.mark.parametrize(
+    "task, file, text, repeated, key",
+    [
+        ("vqa", "vqa/v2_mscoco_train2014_annotations.json", '"answer": "net"', '"answer": "x", "answer": "net"',
+         "answer"),
+        ("vqa", "vqa/v2_OpenEnded_mscoco_train2014_questions.json", '"image_id"', '"image_id": 9, "image_id"',
+         "image_id"),
+        ("caption", "COCO/dataset_coco.json", '"sentid": 0', '"sentid": 0, "raw": "x"', "raw"),
+        ("gqa", "GQA/train_balanced_questions.json", '"answer":', '"answer": "x", "answer":', "answer"),
+        ("gqa", "GQA/train_balanced_questions.json", '"structural":', '"structural": "x", "structural":', "structural"),
+        ("nlvr", "nlvr/train.json", '"label":', '"label": "False", "label":', "label"),
+        ("tvc", "tvc/tvc_train_release.jsonl", '"desc":', '"desc": "x", "desc":', "desc"),
+        ("tvqa", "tv_subtitles.jsonl", '"text":', '"text": "x", "text":', "text"),
+    ],
+)
+def test_an_entry_with_a_key_twice(tmp_path, task, file, text, repeated, key):
+    """Which of the two values counts is not known: the entry is refused, or left out and counted."""
+    for make in (write_vqa, write_gqa, write_nlvr, write_value):
+        make(tmp_path)
+    content = (tmp_path / file).read_text()
+    assert text in content
+    (tmp_path / file).write_text(content.replace(text, repeated, 1))
+    load = video_text.load if task in video_text.READERS else image_text.load
+    with pytest.raises(UserError, match=f"{file}, .*: the key {key!r} stands twice in one object"):
+        load(task, tmp_path)
+    try:
+        assert "left out not as expected" in load(task, tmp_path, bad="skip").notes[0]
+    except UserError as e:  # where it was the only one
+        assert "can be used. The first: " in str(e)
+
+
+@pytest.mark.parametrize(
     "content, message",
     [
         ('{"1": {"imageId": "n"}}', "'1': no 'imageId' or no 'question'"),
         ('{"1": {"imageId": "n", "question": "?", "answer": "a"},'
          ' "1": {"imageId": "n", "question": "?", "answer": "b"}}', "the id '1' was there before"),
         ('[{"question_id": "1"}]', "entry 0: no 'img_id' and no 'sent'"),
-        ('{"1": {"x": "y"}}', "of something else"),
+        ('{"1": {"x": "y"}}', "no entry with 'imageId' or 'question_id' in it"),
+        ("{}", "no entry with 'imageId' or 'question_id' in it"),
     ],
 )  # fmt: skip
 def test_bad_gqa(tmp_path, content, message):

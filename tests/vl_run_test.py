@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from vl_readers_test import write, write_vqa
+from vl_readers_test import write, write_value, write_vqa
 
 from configs import scenes_vl
 from vlmx import (
@@ -23,6 +23,7 @@ from vlmx import (
     loop,
     main,
     report,
+    settings,
     shard,
     variant,
     vl,
@@ -132,10 +133,37 @@ def test_features_of_the_hidden_test_are_checked_before_the_training(tmp_path):
     tasks = (published.load("vqa", config.data),)
     with pytest.raises(UserError, match="test2015_000000000007': features of width 6; those of the other images: 5"):
         vl.encode(config, tasks, None)
+    for name in ("test2015_000000000007", "val2014_000000000003"):  # hidden, and not
+        with h5py.File(tmp_path / "f.h5", "a") as file:
+            del file["COCO_test2015_000000000007"]
+            file["COCO_test2015_000000000007/features"] = np.ones((4, 5), np.float32)
+            file[f"COCO_{name}/features"][2] = np.nan
+        with pytest.raises(UserError, match=f"{name}': features that are not finite, the first in row 2"):
+            vl.encode(config, tasks, None)
+
+
+def test_features_of_all_videos_are_checked_before_the_training(tmp_path):
+    write_value(tmp_path)
+    train = tmp_path / "tvqa/tvqa_train.jsonl"
+    train.write_text(train.read_text().replace('"v1"', '"v2"'))
+    config = main.load("configs/video_text.py:single_adapter,tasks=tvqa")
+    (tmp_path / "features").mkdir()
+    config.data.root = str(tmp_path)
+    task = published.load("tvqa", config.data)
+    config.data.features = (str(tmp_path / "features"),)
+    names = [*dict.fromkeys(e.images[0] for part in (task.train, task.val, task.test) for e in part)]
+    for name in names:
+        np.save(tmp_path / f"features/{name}.npy", np.ones((3, 5), np.float32))
+    vl.encode(config, (task,), None)
+    last = task.test[-1].images[0]
+    for wrong, message in ((np.ones((3, 6)), "width 6"), (np.full((3, 5), np.nan), "not finite, the first in row 0")):
+        np.save(tmp_path / f"features/{last}.npy", wrong.astype(np.float32))
+        with pytest.raises(UserError, match=f"{last}.npy: features .*{message}"):
+            vl.encode(config, (task,), None)
 
 
 def test_a_batch_that_a_person_sets_holds_for_all_tasks():
-    """Behind the colon, as a flag, and for sweeps; what is set for one task stays."""
+    """Behind the colon, as a flag, for sweeps, and in Python; what is set for one task stays."""
     published = {"vqa": 500, "gqa": 833, "nlvr": 166, "caption": 416}
     sizes = lambda c: {task: c.batches.get(task, c.batch) for task in c.tasks}
     load = lambda arg="": main.load(f"configs/image_text.py:single_adapter{arg}")
@@ -156,6 +184,13 @@ def test_a_batch_that_a_person_sets_holds_for_all_tasks():
     assert sizes(config) == dict.fromkeys(published, 32) | {"vqa": 8}
     config = main.load("configs/video_text.py:single_adapter,batch=32")
     assert set(sizes(config).values()) == {32}
+    config = load()  # in Python
+    config.batch = config.batch + 0  # the published largest size too, once it is set
+    assert set(sizes(config).values()) == {833}
+    config.batch, config.batches.vqa = 32, 8
+    assert sizes(config) == dict.fromkeys(published, 32) | {"vqa": 8}
+    assert settings.plain(config)["batches"] == sizes(config)
+    vl.check(config)
 
 
 def test_the_mesh_divides_the_largest_batch_of_the_tasks_that_run():
@@ -345,6 +380,20 @@ def test_told_to_stop_it_goes_on_to_the_same_numbers(ran, tmp_path, monkeypatch)
     assert files[0].read_bytes() == files[1].read_bytes()
     old, new = json.loads((whole / "single_adapter/result.json").read_text())["run"], results["runs"][0]
     assert old["tasks"] == new["tasks"] and old["curve"] == new["curve"]
+
+
+def test_a_test_that_fails_leaves_the_training_and_goes_on_without_another(ran, tmp_path, monkeypatch):
+    def fail(*args):
+        raise UserError("f.h5, 'a': features that are not finite")
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as broken, pytest.raises(UserError, match="not finite\n.* is trained, .*same command"):
+        broken.setattr(vl, "predict", fail)
+        vl.run(small(), workdir)
+    assert next(workdir.glob("*/tuned/tuned.safetensors"))
+    monkeypatch.setattr(vl_batches, "stream", lambda mix, first, total, K: iter([fail()] if first < total else []))
+    again = vl.run(small(), workdir)
+    assert again["runs"][0]["tasks"] == ran[1]["runs"][0]["tasks"]
 
 
 def test_one_backbone_answers_with_the_files_of_several_variants_by_turns(ran):

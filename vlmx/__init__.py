@@ -3,4 +3,12 @@
 Importing this package imports nothing else; `python -m vlmx.main --help` shows what it does.
 """
 
+import os
+import sys
+
 __version__ = "0.1.0"
+
+# `python -m vlmx.<command>` searches the current folder first, which may be a downloaded one with a json.py or numpy.py
+# in it: behind all packages, unless vlmx itself lies there.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):
+    sys.path.append(sys.path.pop(0))

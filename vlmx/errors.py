@@ -1,9 +1,14 @@
 """The one kind of error that is meant for the person who runs vlmx."""
 
 import difflib
+import errno
 
 # Exit codes of the command, beside 0 and 1. On the last two the same command goes on from the last checkpoint.
 WRONG, PREEMPTED, LOST = 2, 75, 76  # the person's error; SIGTERM, and all is saved; another process of the run is gone
+
+ROOM = "The last checkpoint is whole: make room, or the folder writable, and run the same command; or copy the workdir "
+ROOM += "elsewhere and give it as --workdir."
+IN_THE_WAY = "Move away the file that stands in place of a folder, or the folder in place of a file."
 
 
 class UserError(ValueError):
@@ -30,10 +35,16 @@ def unknown(what, name, valid):
 
 
 class Unwritable(UserError):
-    """A file or a folder that cannot be written: a full disk, no permission."""
+    """A file or a folder that cannot be written: a full disk, no permission, something else in its place."""
 
-    def __init__(self, where, reason):
-        super().__init__(
-            f"{where} cannot be written: {reason}. The last checkpoint is whole: make room, or the folder writable, "
-            "and run the same command; or copy the workdir elsewhere and give it as --workdir."
-        )
+    def __init__(self, where, reason, advice=ROOM):
+        super().__init__(f"{where} cannot be written: {reason}. {advice}")
+
+
+def unwritable(error, where):
+    """Return the Unwritable of an OSError, or None for one of another kind; where: the path, in case it names none."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return Unwritable(error.filename or where, error.strerror, IN_THE_WAY)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+        return Unwritable(error.filename or where, error.strerror)
+    return None

@@ -37,7 +37,11 @@ def integer(least=0, most=LARGEST, also=()):
     """A whole number from `least` to `most`, or one of `also`; True and False are no numbers."""
     words = f"a whole number, at least {least:,}" + (f" and at most {most:,}" if most < LARGEST else "")
     words += "".join(f", or {n}" for n in also)
-    return Rule(words, lambda x: type(x) is int and (least <= x <= most or x in also))
+    return Rule(words, lambda x: _is_whole(x) and (least <= x <= most or x in also))
+
+
+def _is_whole(x):
+    return isinstance(x, int) and not isinstance(x, bool)
 
 
 def number(least=0.0, most=math.inf, above=-math.inf, below=math.inf, also=()):
@@ -107,8 +111,7 @@ def _is_quick_regex(x):
 
 
 def _is_template(x):
-    plain = re.sub(r"\{\{|\}\}", "", x) if isinstance(x, str) else ""
-    return plain.count("{}") == 1 and not set(plain.replace("{}", "")) & set("{}\0")
+    return isinstance(x, str) and "{}" in x and not re.search("[{}\0\ud800-\udfff]", x.replace("{}", "", 1))
 
 
 def _is_range(x):
@@ -128,6 +131,7 @@ FOLDER = Rule(
 REGEX = Rule("a regular expression", _is_regex)
 PATTERN = Rule("a regular expression without groups that repeat", _is_quick_regex)
 TEMPLATE = Rule("a text with one {} for the class and no other brace, as in 'a photo of a {}.'", _is_template)
+TEMPLATES = either(TEMPLATE, several(TEMPLATE))
 SEED = integer(0)
 SIZE = integer(1, 65_536)  # of what a model holds: vectors, units, layers
 WORKERS = integer(0, 1024)
@@ -235,7 +239,10 @@ RUN = {
 BACKBONE = {"name": NAME, **COMPUTATION, "remat": FLAG}
 CLIP = {  # what some files of a CLIP do not state
     "act": either(choice(*ACTIVATIONS), EMPTY),
-    "heads": either(several(SIZE, exactly=0), several(SIZE, exactly=2)),
+    "heads": Rule(
+        "the numbers of attention heads of the image tower and the text tower, as in (12,8), or ()",
+        lambda x: several(SIZE, exactly=2).valid(x) or several(SIZE, exactly=0).valid(x),
+    ),
     "arch": text("a name in OpenCLIP, or ''", empty=True),
 }
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization")
@@ -254,7 +261,7 @@ CLASSIFICATION = {
     "data.root": PATH,
     "data.file": PATH,
     "data.split_file": PATH,
-    "data.templates": either(TEMPLATE, several(TEMPLATE)),
+    "data.templates": TEMPLATES,
     "data.classnames": PATH,
     "data.augment": choice("none", "crop"),
     "data.crop_scale": Rule("two shares of the image's area, 0 < least <= most <= 1", _is_range),
@@ -376,17 +383,6 @@ def check(config):
     _check_below((), values, [(field.rstrip("?").split("."), rule, "?" not in field) for field, rule in table.items()])
 
 
-def let_batch_hold(config, changed):
-    """Let a batch that a person sets hold for all tasks: sizes of single tasks stay only where they are set as well.
-
-    Args:
-        config: changed in place, where it has `batches`.
-        changed: names of the fields that the command line sets.
-    """
-    if "batches" in config and "batch" in changed and "batches" not in changed:
-        config.batches = {task: n for task, n in config.batches.items() if f"batches.{task}" in changed}
-
-
 def check_top(config, *names):
     """Check fields that every family has, before it is known which one a config is of."""
     for name in names:
@@ -461,7 +457,6 @@ def set_fields(config, argv):
     values, argv = flags.FlagValues(), ["", *argv]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=argv)
     parse(values, argv, config)
-    let_batch_hold(config, config_flags.get_override_values(values["config"]))
 
 
 def check_names(config, argv):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from vlmx.errors import Unwritable, UserError
+from vlmx.errors import IN_THE_WAY, Unwritable, UserError
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a spreadsheet's formula begins, or hides its beginning
 LIMIT = 2**28  # bytes of a json file that is read whole
@@ -32,7 +32,7 @@ def write(path, content):
         fresh.write_bytes(content)
         os.replace(fresh, path)
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as e:  # a folder in place of a file, or otherwise
-        raise Unwritable(path, e.strerror) from e
+        raise Unwritable(path, e.strerror, IN_THE_WAY) from e
 
 
 def write_json(path, data):

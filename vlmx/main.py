@@ -4,7 +4,6 @@ Any field of the config can be set: --config.shots=4, --config.recipe.coop.optim
 """
 
 import ast
-import errno
 import importlib
 import importlib.util
 import os
@@ -17,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vlmx import fields
-from vlmx.errors import PREEMPTED, WRONG, Unwritable, UserError, unknown
+from vlmx.errors import PREEMPTED, WRONG, Unwritable, UserError, unknown, unwritable
 
 # config.family -> the module whose `run` makes it
 RUNS = {"classification": "train", "vl": "vl", "pretrain": "pretrain", "pretrain_text": "pretrain_text"}
@@ -43,7 +42,6 @@ def main(argv):
         print("--config is missing, as in --config configs/digits.py; --list shows what there is.", file=sys.stderr)
         return 2
     fields.check_top(config, "family", "title")
-    fields.let_batch_hold(config, config_flags.get_override_values(flags.FLAGS["config"]))
     workdir = flags.FLAGS.workdir or Path("runs") / config.title
 
     def work():
@@ -71,11 +69,10 @@ def guarded(work, workdir, coordinator=None, process=None, many=None):
         try:
             work()
         except (Unwritable, OSError) as e:
-            if isinstance(e, OSError):
-                if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
-                    raise
-                e = Unwritable(e.filename or workdir, e.strerror)
-            print(f"\nerror: {e}", file=sys.stderr, flush=True)
+            problem = unwritable(e, workdir) if isinstance(e, OSError) else e
+            if problem is None:
+                raise
+            print(f"\nerror: {problem}", file=sys.stderr, flush=True)
             os._exit(WRONG)  # what still waits to be written would fail too, with a traceback each
         except UserError as e:
             print(f"\nerror: {e}", file=sys.stderr)

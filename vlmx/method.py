@@ -206,6 +206,14 @@ def prompts(task, templates):
     return texts, [f"class {name!r} in template {t!r}" for name, t in pairs]
 
 
+def same_prompts(task):
+    """Return groups of classes whose prompts have the same token ids: no text tells them apart."""
+    same = {}
+    for name, ids in zip(task.classnames, task.tokenize(*prompts(task, task.templates[:1])), strict=True):
+        same.setdefault(ids.tobytes(), []).append(name)
+    return [names for names in same.values() if len(names) > 1]
+
+
 def check_word(name, value, valid=None):
     """Refuse, with a UserError, a hyper-parameter that is no text, or none of the `valid` ones."""
     if not isinstance(value, str):

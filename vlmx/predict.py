@@ -63,8 +63,8 @@ class Classifier:
         checkpoint.refuse_outside(folder, name, methods.names(), allow_methods)
         if "model" not in meta and not model:
             raise UserError(f"{folder}/tuned.json does not say which CLIP it was tuned on: name it with --model.")
-        classes = (classes,) if isinstance(classes, str) else tuple(classes)
-        learnt, self.classes = tuple(meta["classes"]), classes or tuple(meta["classes"])
+        learnt = tuple(meta["classes"])
+        self.classes = _as_spelled(learnt, (classes,) if isinstance(classes, str) else tuple(classes)) or learnt
         if twice := [c for c in dict.fromkeys(self.classes) if self.classes.count(c) > 1]:
             raise UserError(f"the class {twice[0]!r} is named twice; each name is one class.")
         refuse_wrong_hyper(folder, name, meta["hyper"])
@@ -92,6 +92,9 @@ class Classifier:
             _refuse_misfit(folder, method, loaded.model, task(learnt), v)
             if "backbone" in v["train"]:
                 v["train"]["backbone"] = _whole(v["train"]["backbone"], loaded.model.params)
+            if self.classes != learnt and method.carries and (same := methods.same_prompts(task(self.classes))):
+                names = " and ".join(map(repr, same[0]))
+                raise UserError(f"the classes {names} have the same prompt, which no text tells apart. Keep one.")
             if self.classes == learnt or method.carries:
                 consts = method.setup(loaded.model, task(self.classes))
             else:
@@ -137,6 +140,17 @@ class Classifier:
             if "logits" in names and not np.isfinite(rows["logits"][b["index"][real]]).all():
                 raise UserError(f"{self.folder}/tuned.safetensors: its numbers give logits that are not finite.")
         return rows, bad
+
+
+def _as_spelled(learnt, classes):
+    """The classes, spelled as those that were tuned on where only spaces that repeat or the form of accents (NFC, NFD)
+    differ."""
+    if odd := [name for name in classes if not checkpoint.is_text(name) or not name.strip()]:
+        expected = "expected a text, not empty, at most 10,000 letters, without null characters, and UTF-8 in a file"
+        raise UserError(f"classes: {reprlib.repr(odd[0])} is no name of a class; {expected}.")
+    plain = lambda name: image_files.normalize_name(" ".join(name.split()))
+    spelled = {plain(name): name for name in learnt}
+    return tuple(name if name in learnt else spelled.get(plain(name), plain(name)) for name in classes)
 
 
 def _several(images):
@@ -384,13 +398,12 @@ def answer(args, requests, classes):
         yield request | ({"error": str(a)} if isinstance(a, Exception) else {"answer": a})
 
 
-def class_names(text, learnt=()):
+def class_names(text):
     """Return the names that --classes lists: separated by commas, quoted where one contains a comma; or the lines of a
-    file. Spaces that repeat count as one, except where a name that was tuned on has them.
+    file. Spaces that repeat count as one.
 
     Args:
         text: the word of the command line, or the path of a file, with or without @ in front.
-        learnt: the names that were tuned on.
     """
     if text.startswith("@") or os.path.isfile(text):
         advice = "--classes: expected a file with a name in each line."
@@ -401,13 +414,11 @@ def class_names(text, learnt=()):
             item = ITEM.match(text, at)
             if not item:
                 raise UserError(
-                    f'--classes {text}: a quote that does not end; expected names as in "cat, domestic",dog.'
+                    f'--classes {text}: a quote without an end, or letters behind one; expected "cat, domestic",dog.'
                 )
             names.append(item[2] if item[1] is None else item[1].replace('""', '"'))
             at = item.end() + (item[3] == "")  # behind the last one the text ends
-    spelled = {" ".join(name.split()): name for name in learnt}
-    names = [" ".join(name.split()) for name in names]
-    names = [spelled.get(name, name) for name in names if name]
+    names = list(filter(None, (" ".join(name.split()) for name in names)))
     if text and not names:
         raise UserError(f"--classes {text}: no name in it; expected names with commas between, or a file of them.")
     return names
@@ -451,7 +462,8 @@ def requests_of(args):
     paths = [path for request in requests for path in request["image"]]
     if not any(map(os.path.isfile, paths)):
         several = f" and {len(paths) - 1} more: none of them" if len(paths) > 1 else ""
-        raise UserError(f"{image_files.printable(paths[0])}{several}: no such image file.")
+        problem = "not a regular file" if os.path.exists(paths[0]) else "no such image file"
+        raise UserError(f"{image_files.printable(paths[0]) or repr('')}{several}: {problem}.")
     return requests
 
 
@@ -462,10 +474,7 @@ def _asked_at_once(args):
 
 def _lines_of(args):
     expected = 'expected {"image": path or [paths]}, with "text" for language models.'
-    try:
-        lines = Path(args.jsonl).read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, ValueError) as e:  # no UTF-8, no path
-        raise UserError(f"--jsonl {args.jsonl}: {getattr(e, 'strerror', None) or f'not UTF-8 text ({e})'}.") from e
+    lines = files.read_text(args.jsonl, f"--jsonl: in each line {expected}").split("\n")
     requests = []
     for n, line in enumerate(lines, 1):
         if not line.strip():
@@ -473,7 +482,7 @@ def _lines_of(args):
         row = files.parse_json(line, f"{args.jsonl}, line {n}", expected)
         paths, text = row.get("image"), row.get("text", args.text)
         paths = [paths] if isinstance(paths, str) else paths
-        if not isinstance(paths, list) or not paths or not all(map(checkpoint.is_text, paths)):
+        if not isinstance(paths, list) or not paths or not all(map(_is_path, paths)):
             raise UserError(f"{args.jsonl}, line {n}: {expected}")
         if not isinstance(text, str) or text and not checkpoint.is_text(text):
             raise UserError(f"{args.jsonl}, line {n}: {expected}")
@@ -481,6 +490,11 @@ def _lines_of(args):
     if not requests:
         raise UserError(f"--jsonl {args.jsonl}: no line in it; {expected}")
     return requests
+
+
+def _is_path(value):
+    """Whether a json value can be the path of a file; names that are not UTF-8 stand as \\udcXX escapes."""
+    return isinstance(value, str) and bool(value) and "\0" not in value
 
 
 def told(row):
@@ -504,7 +518,9 @@ def run(args):
         raise UserError(f"{folder} is of a language model; --classes are for methods of CLIP.")
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: expected a number of images, at least 1.")
-    requests, classes = requests_of(args), class_names(args.classes, meta.get("classes", ()))
+    if folders := [path for path in (args.out, args.attention) if path and os.path.isdir(path)]:
+        raise UserError(f"{folders[0]}: a folder; expected the name of a file to write.")
+    requests, classes = requests_of(args), class_names(args.classes)
     if seq and not all(r["text"] for r in requests):
         raise UserError(f'{folder} is of a language model: say what is asked with --text, or "text" in each line.')
     if args.attention and (not seq or len(requests) > 1):

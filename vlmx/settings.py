@@ -26,6 +26,8 @@ FREE += ("steps_per_call", "seeds_per_program", "data.bad_images")  # the last: 
 TRAINING = ("nonfinite", "batch", "batches", "temperature", "data.augment", "data.crop_scale", "data.templates")
 TRAINING += ("model.dtype", "model.param_dtype", "model.image_size", "model.act", "model.heads", "model.arch")
 TRAINING += ("model.truncate", "model.dropout", "tower.what")
+# Fields that older versions of vlmx did not write into config.json, with the values that mean what those versions did.
+LATER = {"model.act": "", "model.heads": [], "model.arch": "", "tower.act": "", "tower.heads": [], "tower.arch": ""}
 AGAIN = "Remove it and run the same command: what is finished is read back."
 
 
@@ -226,7 +228,8 @@ def finished(config, workdir, write=True):
     """results.json of this very run, or None where it is still to be made, or a part of it failed.
 
     A workdir of another config is refused, but for what is `FREE`; methods, protocols and, of several, numbers of shots
-    that are there already stay.
+    that are there already stay. Where the run ended before it computed anything, only the data have to be the same: of
+    them a splits.csv may be there. So a person can mend the command and give it again.
     """
     if not is_text(str(workdir)):  # orbax would fail there, after the training
         raise UserError(f"--workdir={printable(workdir)}: the name is not UTF-8, where no checkpoint can be written.")
@@ -237,10 +240,11 @@ def finished(config, workdir, write=True):
         saved = read_json(path, advice, {"recipe": dict})
         both = saved["recipe"].keys() & asked["recipe"].keys()
         same = [c | {"recipe": {m: c["recipe"][m] for m in both}} for c in (saved, asked)]
-        flat = [dict(flatten(c)) for c in same]
+        flat = [LATER | dict(flatten(c)) for c in same]
         differ = [k for k in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(k) != flat[1].get(k)]
         free = FREE + (("shots",) if all(isinstance(c.get("shots"), list) for c in (saved, asked)) else ())
-        keys = [k for k in differ if not k.startswith(free)]
+        begun = (workdir / "results.json").exists() or any(p.is_dir() for p in workdir.iterdir())
+        keys = [k for k in differ if not k.startswith(free) and (begun or k.startswith("data."))]
         if keys:
             lines = [f"  {k}: there {flat[0].get(k)!r}, now {flat[1].get(k)!r}" for k in keys[:20]]
             raise UserError(

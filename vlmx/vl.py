@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import itertools
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,12 +140,16 @@ def encode(config, tasks, mesh):
     m, by_reader = config.tower, {}
     sources = [vl.reader(t.name).source(t.name, config) for t in tasks if hasattr(vl.reader(t.name), "source")]
     if len(sources) == len(tasks):
-        # Videos are brought to one shape already; the features of a single one say which.
-        splits = [([t.train[0]],) if t.suffix else (t.train, t.val, t.test) for t in tasks]
-        hidden = [t.name for t in tasks if t.name in config.data.get("hidden", ()) and not t.suffix]
-        splits += [(vl.reader(name).hidden(name, config.data),) for name in hidden]
-        names = dict.fromkeys(name for split in itertools.chain(*splits) for e in split for name in e.images)
-        found = vl_features.align(vl_features.Joined(sources), names, config.model.visual_tokens)
+        hidden = [t.name for t in tasks if t.name in config.data.get("hidden", ())]
+        tested = [part for t in tasks for part in (t.val, t.test)]
+        tested += [vl.reader(name).hidden(name, config.data) for name in hidden]
+        names = lambda parts: dict.fromkeys(name for part in parts for e in part for name in e.images)
+        every = names([*(t.train for t in tasks), *tested])
+        found = vl_features.align(vl_features.Joined(sources), every, config.model.visual_tokens)
+        with logs.progress(len(names(tested)), "checking features of the test", unit="image") as bar:
+            for name in names(tested):
+                found[name]  # what cannot be used would end the run after its training
+                bar.update()
         if (rows := getattr(found, "rows", 0)) and rows < found.most:
             say(f"features: of up to {found.most} regions of an image the first {rows} are used (model.visual_tokens)")
         return found, {"name": m.name, "digest": ""}
@@ -214,19 +217,15 @@ def cell(world, name, chosen):
     meta = about | {"backbone": world.backbone, "tasks": list(config.tasks), "seed": config.seed}
     v = fit(world, name, chosen, recipe, meta, folder / "steps")
     learnt = time.monotonic()
-
-    # ---- every task's validation and test
-    mix, metrics, shown = mix_of(world, chosen), {}, []
-    for number, task in enumerate(world.tasks):
-        for part in ("val", "test"):
-            examples = getattr(task, part)
-            if not len(examples):
-                continue
-            said = predict(world, mix, chosen, v, number, examples)
-            metrics.setdefault(task.name, {})[part] = task.score(said, examples)
-            if part == "test":
-                shown += vl_examples.save(world, mix, chosen, v, number, said, folder.name)
-                vl_submit.write(world, mix, chosen, v, number, said, folder / "submission")
+    variant.save(folder / "tuned", v, world.backbone, config.tasks, about)
+    mix = mix_of(world, chosen)
+    try:
+        metrics, shown = evaluate(world, mix, chosen, v, folder)
+    except UserError as e:
+        raise UserError(
+            f"{e}\n{name} is trained, {folder / 'tuned'} holds it; its test ended here. Mend this and run the same "
+            "command: it is tested without another training."
+        ) from e
     first = [next(iter(m["test"].values())) for m in metrics.values() if "test" in m]
     result = {
         "method": name,
@@ -240,12 +239,28 @@ def cell(world, name, chosen):
         "examples_seen": mix.examples(steps_of(mix, recipe)),
         "curve": logs.curve(world.workdir, name),
     }
-    variant.save(folder / "tuned", v, world.backbone, config.tasks, about)
     if logs.first_process():
         training = settings.training(config, recipe)
         write_json(folder / "result.json", {"run": result, "examples": shown, "training": training})
     say(f"{name}: " + "; ".join(f"{k} {told(m.get('test') or m.get('val') or {})}" for k, m in metrics.items()))
     return result, shown
+
+
+def evaluate(world, mix, chosen, v, folder):
+    """({task: {part: metrics}} of every task's validation and test, rows of results["examples"]); submission files go
+    to `folder`."""
+    metrics, shown = {}, []
+    for number, task in enumerate(world.tasks):
+        for part in ("val", "test"):
+            examples = getattr(task, part)
+            if not len(examples):
+                continue
+            answers = predict(world, mix, chosen, v, number, examples)
+            metrics.setdefault(task.name, {})[part] = task.score(answers, examples)
+            if part == "test":
+                shown += vl_examples.save(world, mix, chosen, v, number, answers, folder.name)
+                vl_submit.write(world, mix, chosen, v, number, answers, folder / "submission")
+    return metrics, shown
 
 
 def told(numbers):

@@ -67,12 +67,8 @@ def predict(world, method, v, consts, part, rules=shard.METHOD):
 
 def find_same_prompts(config, dataset, tokenizer):
     """Return a note on the classes whose prompts have the same token ids, or no note: no method tells them apart."""
-    task = methods.Task(dataset.classnames, dataset.templates, (), tokenizer)
-    texts, what = methods.prompts(task, dataset.templates[:1])
-    same = {}
-    for name, ids in zip(dataset.classnames, tokenizer(texts, what, truncate=config.model.truncate)):
-        same.setdefault(ids.tobytes(), []).append(name)
-    groups = [names for names in same.values() if len(names) > 1]
+    tokenize = functools.partial(tokenizer, truncate=config.model.truncate)
+    groups = methods.same_prompts(methods.Task(dataset.classnames, dataset.templates, (), tokenize))
     if not groups:
         return []
     listed = "; ".join(" = ".join(map(repr, names[:5])) for names in groups[:5]) + "; ..." * (len(groups) > 5)

@@ -1,5 +1,7 @@
 """Our CLIP beside transformers' `CLIPModel` in PyTorch, on weights that transformers wrote."""
 
+import argparse
+import json
 import subprocess
 import sys
 import warnings
@@ -107,6 +109,48 @@ def test_pt_files(tmp_path):
     torch.save([tensors["logit_scale"]], tmp_path / "list.pt")
     with pytest.raises(UserError, match="not a CLIP checkpoint"):
         convert.read(tmp_path / "list.pt")
+
+
+def test_torch_files_in_shards(tmp_path):
+    state = {k: torch.from_numpy(v.copy()) for k, v in load_file(BACKBONE / "model.safetensors").items()}
+    names, where = sorted(state), {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"pytorch_model-0000{i}-of-00002.bin"
+        torch.save({k: state[k] for k in part}, tmp_path / file)
+        where |= dict.fromkeys(part, file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    (tmp_path / "config.json").write_bytes((BACKBONE / "config.json").read_bytes())
+    jax.tree.map(np.testing.assert_array_equal, convert.read(tmp_path)[1], convert.read(BACKBONE)[1])
+
+
+def test_a_compiled_module_of_lightning(tmp_path):
+    state = {
+        f"model._orig_mod.{k}": torch.from_numpy(v.copy()) for k, v in load_file(BACKBONE / "model.safetensors").items()
+    }
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.1"}, tmp_path / "last.ckpt")
+    (tmp_path / "config.json").write_bytes((BACKBONE / "config.json").read_bytes())
+    read = convert.read(tmp_path / "last.ckpt")[1]
+    jax.tree.map(np.testing.assert_array_equal, read, convert.read(BACKBONE)[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            {"net": {"w": torch.zeros(2)}, "epoch": 3},
+            "no weights at its top or under state_dict, .*; it holds net, epoch",
+        ),
+        (
+            {"w": torch.zeros(2), "args": argparse.Namespace()},
+            "an object of argparse.Namespace, .* save its weights alone",
+        ),
+        ({"w": torch.zeros(2), "best": np.float64(3)}, "an object of numpy.*scalar, .* save its weights alone"),
+    ],
+)
+def test_what_a_training_loop_saves_and_no_reader_can_take(tmp_path, content, reason):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=reason):
+        convert.read(tmp_path)
 
 
 @pytest.mark.parametrize("path", [("model",), ("model_state_dict",), ("model", "state_dict"), ("module",)])

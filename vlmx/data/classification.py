@@ -228,7 +228,7 @@ def read_split(path: Path, skip: bool = False) -> tuple[dict[str, list[Item]], l
     if not os.path.exists(path):
         raise UserError(f"data.split_file: {printable(path)} is not there.")
     content = files.parse_json(files.read_text(path, SPLIT_FORMAT), f"{printable(path)} is no split file", SPLIT_FORMAT)
-    parts, wrong = {}, []
+    parts, wrong, lost = {}, [], {}
     for part in ("train", "val", "test"):
         if not isinstance(content.get(part), list):
             raise UserError(f"{printable(path)} is no split file: no list under the key {part!r}. {SPLIT_FORMAT}")
@@ -238,10 +238,29 @@ def read_split(path: Path, skip: bool = False) -> tuple[dict[str, list[Item]], l
                 parts[part].append((entry[0], entry[1], normalize_name(entry[2])))
             else:
                 wrong.append(f"{part}[{i}] is {reprlib.repr(entry)}")
+                if isinstance(entry, list) and len(entry) == 3 and is_name(entry[2]):
+                    lost.setdefault(normalize_name(entry[2]), f"{wrong[-1]}.")
     if wrong and not skip:
         raise UserError(f"{printable(path)} is no split file: {wrong[0]}. {SPLIT_FORMAT}")
+    refuse_lost_classes(path, lost, {c for items in parts.values() for _, _, c in items})
     note = f"{len(wrong)} entries of {printable(path)} are left out, as they are no [image path, label, class name]"
     return parts, [f"{note}: {wrong[0]}"] if wrong else []
+
+
+def refuse_lost_classes(source: Path, lost: dict[str, str], kept: set[str]) -> None:
+    """Raise a UserError where leaving out bad entries leaves none of a class.
+
+    Args:
+        source: file of the entries.
+        lost: {class of an entry that was left out: what is wrong with that entry}.
+        kept: classes of the other entries.
+    """
+    if gone := sorted(lost.keys() - kept):
+        raise UserError(
+            f"{printable(source)}: data.bad_images=skip would leave out all of the class {reprlib.repr(gone[0])}"
+            f"{f' and of {len(gone) - 1} more' if gone[1:] else ''}, for instance {lost[gone[0]]} "
+            "Repair these entries, or remove them."
+        )
 
 
 def is_item(entry) -> bool:
@@ -287,11 +306,12 @@ def count_once(source: Path, parts: dict[str, list[Item]], identify: Callable, p
 def names_of(name: str, parts: dict[str, list[Item]]) -> tuple[str, ...]:
     """Class names by label, from the training items (from the test items where there is no training part)."""
     names = {label: c for _, label, c in parts.get("train") or parts["test"]}
-    if gaps := [i for i in range(len(names)) if i not in names] or not names:
-        largest = f", the largest is {max(names)}" if names else ""
+    if not names:
+        raise UserError(f"{name}: there are no training images.")
+    if gaps := [i for i in range(len(names)) if i not in names]:
         raise UserError(
             f"{name}: the labels of the training images must be 0, 1, 2, ...; "
-            f"missing: {gaps[:5] if names else 'all'}{largest}."
+            f"missing: {gaps[:5]}, the largest is {max(names):,}."
         )
     for part, items in parts.items():
         odd = next((i for i in items if names.get(i[1]) != i[2]), None)

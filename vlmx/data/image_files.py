@@ -34,6 +34,7 @@ SYSTEM = (
     *("@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information"),
     *("lost+found", "__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
 )
+FORMS = ("", "NFC", "NFD")  # of Unicode; "": as it is
 LOOPS = "links to a folder that is read already"
 
 
@@ -175,11 +176,13 @@ def file_id(path: str | os.PathLike) -> Hashable:
 
 
 def find_file(root: str | os.PathLike, path: str) -> str | None:
-    """Return `path` as it is spelled on disk below `root`, with its accents composed (NFC) or decomposed (NFD).
+    """Return `path` as it is spelled on disk below `root`, with its accents composed (NFC) or decomposed (NFD), and
+    with / where Windows writes backslashes.
 
     Returns None where there is no such file.
     """
-    for spelling in dict.fromkeys((path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))):
+    paths = path, path.replace("\\", "/")
+    for spelling in dict.fromkeys(unicodedata.normalize(form, p) if form else p for p in paths for form in FORMS):
         full = os.path.join(root, spelling)
         if os.path.exists(full) and not os.path.isdir(full):
             return spelling

@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 
 from vlmx.data import karpathy, vl_files, vqav2
 from vlmx.data.vl import Example, Task
-from vlmx.data.vl_files import Checks, LineRows, Lines, Rows, find, needed, read_json, rows_of, soft
+from vlmx.data.vl_files import (
+    Checks,
+    LineRows,
+    Lines,
+    Repeated,
+    Rows,
+    find,
+    needed,
+    object_of,
+    read_json,
+    rows_of,
+    soft,
+)  # fmt: skip
 from vlmx.data.vl_forms import FORMS
 from vlmx.errors import UserError, unknown
 from vlmx.metrics import vqa
@@ -75,22 +87,28 @@ class Official(NamedTuple):
 
 def _gqa_keep(pairs):
     """Of the file's objects what is needed: official entries as an Official, the whole as pairs."""
-    row = dict(pairs)
+    if any(isinstance(v, Official) for _, v in pairs):
+        return pairs  # pairs, not a dict: an id that is there twice is to be seen
+    row, inner = object_of(pairs), [v for _, v in pairs if isinstance(v, Repeated)]
+    if isinstance(row, Repeated):
+        return row
     if "imageId" in row or isinstance(row.get("question"), str):
-        return Official(*(row.get(k) for k in ("imageId", "question", "answer", "types")))
+        return inner[0] if inner else Official(*(row.get(k) for k in ("imageId", "question", "answer", "types")))
     if "structural" in row:
         return row["structural"]
     if "question_id" in row or "sent" in row:
         return row
-    if any(isinstance(v, Official) for v in row.values()):
-        return pairs  # pairs, not a dict: an id that is there twice is to be seen
+    if inner:
+        return pairs
     return row if all(isinstance(v, (int, float)) for v in row.values()) else None
 
 
 def _gqa_rows(root, part, checks):
     names = [f"{folder}{name}" for name in GQA_FILES[part] for folder in ("GQA/", "gqa/", "")]
     path = find(root, names, f"GQA's balanced questions: {GQA_FILES[part][0]}")
-    entries = read_json(path, GQA_ENTRY, pairs=_gqa_keep)
+    entries = read_json(path, GQA_ENTRY, kind=object, pairs=_gqa_keep)
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: no entry with 'imageId' or 'question_id' in it. Expected {GQA_ENTRY}")
     official = [isinstance(e, tuple) and not isinstance(e, Official) for e in entries]  # (id, Official) of an object
 
     def place(i):
@@ -100,6 +118,8 @@ def _gqa_rows(root, part, checks):
         if not official[i]:
             return entries[i]
         id, content = entries[i]
+        if isinstance(content, Repeated):
+            return content
         content = content if isinstance(content, Official) else Official(None, None, None, None)
         return {"id": id} | content._asdict()
 
@@ -179,7 +199,9 @@ def _nlvr_rows(root, part, checks):
 
 
 def _check_pair(row, where):
-    """UserError where the name of an image, which an official line may leave out, is no text."""
+    """UserError where the name of an image, which an official line may leave out, is no text, or the label is none."""
+    if row.get("label") is not None and _nlvr_label(row) is None:
+        raise UserError(f"{where}: 'label' is {repr(row['label'])[:40]}. Expected \"True\" or \"False\", or 1 or 0.")
     if not all(isinstance(name, str) for name in nlvr_images(row)):
         raise UserError(f"{where}: 'img0' or 'img1' is not a text. Expected {NLVR_LINE}")
 

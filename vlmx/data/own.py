@@ -50,6 +50,8 @@ ALSO = {
     "testing": "test",
 }
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join((*PARTS, *ALSO))})(?:set)?(?![a-z])")
+SKIP = "leave such images out: --config.data.bad_images=skip"
+LONGEST = 4096  # characters of a path or a label
 SHARES = {"test": 0.3, "val": 0.2}  # of each class, where the split is missing; the same shares as CoOp's
 
 
@@ -74,7 +76,8 @@ def folder(data, workdir: str | os.PathLike) -> Dataset:
     folders = {part: _class_folders(root / f, left_out) for part, f in parts.items()}
     classes = sort_classes(folders["train"], root)
     if unnamed := [c for c in classes if not is_name(c)]:
-        raise UserError(f"{printable(root / parts['train'])}: a class folder is called {unnamed[0]!r}; rename it.")
+        name = folders["train"][unnamed[0]][0]
+        raise UserError(f"{printable(root / parts['train'])}: a class folder is called {name!r}; rename it.")
     _refuse_classes_without_training(root, parts, folders, classes)
     entries = [
         Entry(os.path.join(f, name, path), c, part, "")
@@ -224,8 +227,8 @@ def _class_folders(path: Path, left_out: Counter) -> dict[str, list[str]]:
 
 
 def class_name(folder: str) -> str:
-    """Return the name of a class folder as text: NFC, and bytes that are not UTF-8 as Latin-1."""
-    return normalize_name(folder if is_text(folder) else os.fsencode(folder).decode("latin-1"))
+    """Return the name of a class folder as text: NFC, no spaces around it, bytes that are not UTF-8 as Latin-1."""
+    return normalize_name(folder if is_text(folder) else os.fsencode(folder).decode("latin-1")).strip()
 
 
 def sort_classes(names: Iterable[str], source: str | os.PathLike) -> tuple[str, ...]:
@@ -293,7 +296,7 @@ def _from_split_file(data, root: Path, workdir) -> Dataset:
     if missing:
         what = f"{len(missing)} of {len(entries) + len(missing)} images of {printable(file)} do not exist, for instance"
         if not skip:
-            raise UserError("\n  ".join([f"{what}", *missing[:5]]))
+            raise UserError("\n  ".join([what, *missing[:5]]) + f"\nCorrect the paths, or {SKIP}")
         notes.append(f"left out: {what} {missing[0]}")
     entries, repeats = split_repeats(entries, lambda path: file_id(os.path.join(root, path)))
     refuse_conflicts(file, repeats)
@@ -319,7 +322,8 @@ def table(data, workdir: str | os.PathLike) -> Dataset:
     if data.get("split_file"):
         raise UserError("data.split_file: a csv names the split of each image in its own column `split`.")
     root = root if os.path.isdir(root) else file.parent
-    entries, notes = _rows(file, root, files.read_text(file, how, errors="surrogateescape"), data.get("bad_images"))
+    text = files.read_text(file, how, errors="surrogateescape")
+    entries, notes = _rows(file, root, text, data.get("bad_images") == "skip")
     entries, repeats = split_repeats(entries, lambda path: file_id(os.path.join(root, path)))
     refuse_conflicts(file, repeats)
     if repeats:
@@ -338,8 +342,9 @@ def _refuse_labels_without_training(file: Path, classes: tuple[str, ...], entrie
         raise UserError(f"{printable(file)}: {len(classes)} labels; at least 2 are needed.")
 
 
-def _rows(file: Path, root: Path, text: str, bad_images: str) -> tuple[list[Entry], list[str]]:
-    """Return the rows of a table, and notes on those that were left out; a wrong row is an error with its line."""
+def _rows(file: Path, root: Path, text: str, skip: bool) -> tuple[list[Entry], list[str]]:
+    """Return the rows of a table, and a note on those that were left out (`skip`); else a wrong row is an error with
+    its line. An error too: no row of a class is left."""
     rows = _numbered_rows(file, text)
     line, columns = next(rows, (1, []))
     columns = [c.strip() for c in columns]
@@ -352,21 +357,25 @@ def _rows(file: Path, root: Path, text: str, bad_images: str) -> tuple[list[Entr
         )
     if twice := [c for c in ("path", "label", "split") if columns.count(c) > 1]:
         raise UserError(f"{printable(file)}, line {line}: there are two columns called {twice[0]!r}.")
-    entries, wrong = [], []
+    entries, wrong, lost = [], [], {}
     for line, row in rows:
         try:
             entries.append(_read_row(file, root, columns, line, row))
         except UserError as e:
-            if bad_images != "skip":
+            if not skip:
                 raise
             wrong.append(str(e))
+            label = _label(row[columns.index("label")]) if len(row) == len(columns) else ""
+            if is_name(label) and len(label) <= LONGEST:
+                lost.setdefault(label, str(e))
+    classification.refuse_lost_classes(file, lost, {e.label for e in entries})
     total = len(entries) + len(wrong)
     return entries, [f"{len(wrong)} of {total} rows are left out, for instance {wrong[0]}"] if wrong else []
 
 
 def _numbered_rows(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line at which it begins, values) of each row that is not empty."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    """Yield (line at which it begins, values) of each row that is not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -377,19 +386,23 @@ def _numbered_rows(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             ) from e
         if row is None:
             return
-        if row:
+        if any(map(str.strip, row)):
             yield line, row
+
+
+def _label(cell: str) -> str:
+    return normalize_name(files.plain_cell(cell.strip()))
 
 
 def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[str]) -> Entry:
     where = f"{printable(file)}, line {line}"
     values = dict(zip(columns, map(str.strip, row)))
-    path, label = values.get("path"), normalize_name(files.plain_cell(values.get("label", "")))
+    path, label = values.get("path"), _label(values.get("label", ""))
     if len(row) != len(columns) or not path or not label:
         raise UserError(
             f"{where}: expected {len(columns)} values with a path and a label (quote a value with a comma)."
         )
-    if longest := max((v for v in (path, label) if len(v) > 4096), key=len, default=""):
+    if longest := max((v for v in (path, label) if len(v) > LONGEST), key=len, default=""):
         raise UserError(f"{where}: {longest[:80]!r} ... has {len(longest)} characters. Is a quote not closed?")
     spelling = find_file(root, path)
     if not is_text(label) or spelling is None and not is_text(path):
@@ -400,7 +413,7 @@ def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[s
     if part not in PARTS:
         raise UserError(f"{where}: split is {values['split']!r}; expected train, val or test.")
     if spelling is None:
-        raise UserError(f"{where}: there is no image {printable(root / path)}.")
+        raise UserError(f"{where}: there is no image {printable(root / path)}. Correct the row, or {SKIP}")
     return Entry(spelling, label, part, f"line {line}")
 
 
@@ -444,9 +457,10 @@ def _csv(parts: dict[str, list[Item]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "label", "split"))
-    cell = files.csv_cell  # where a path looks like a formula, ./ in front of it makes the same path
-    rows = [(path, c, part) for part in PARTS for path, _, c in parts[part]]
-    writer.writerows((path if cell(path) == path else f"./{path}", cell(c), part) for path, c, part in rows)
+    rows = [(path, files.csv_cell(c), part) for part in PARTS for path, _, c in parts[part]]
+    # Where a path looks like a formula or begins with a space, ./ in front of it makes the same path.
+    plain = [files.csv_cell(path) == path.lstrip() for path, _, _ in rows]
+    writer.writerows((path if p else f"./{path}", *row) for p, (path, *row) in zip(plain, rows))
     return text.getvalue()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlmx import files
 from vlmx.data import scene_clips, scene_reasoning, scene_text, scenes
 from vlmx.data.scenes import Scene
 from vlmx.errors import UserError
@@ -42,7 +43,7 @@ def write(root: str | os.PathLike, family: str = "image", scale: float = 1.0, se
     root, made = Path(root), {"family": family, "scale": scale, "seed": seed, "format": 3}
     note = root / "scenes.json"
     if note.exists():
-        if (found := json.loads(note.read_text())) != made:
+        if (found := files.read_json(note, "Remove this file: the scenes are written again.")) != made:
             raise UserError(f"{root} holds scenes made with {found}, asked for are {made}: use another folder.")
         return root
     writers = {"coco": _coco, "gqa": _gqa, "nlvr": _nlvr, "tv": _tv, "how2": _how2, "yc2": _yc2}

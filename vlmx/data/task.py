@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmx.data.image_files import is_text
+from vlmx import fields
 from vlmx.errors import UserError, unknown
 
 
@@ -117,16 +117,9 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
 
 
 def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Return `data.templates` as a tuple of texts. UserError unless each holds {} once; other braces are text."""
-    if not isinstance(templates, (str, list, tuple)):
-        raise UserError(f"data.templates: {templates!r:.80} is no text and no list of texts.")
-    templates = (templates,) if isinstance(templates, str) else tuple(templates)
-    for template in templates:
-        if not is_text(template):
-            raise UserError(f"data.templates: {template!r:.80} is no text.")
-        if template.count("{}") != 1:
-            raise UserError(f"data.templates: {template!r} must hold {{}} once, the place of the class name.")
-    return templates
+    """Return `data.templates` as a tuple of texts. UserError unless each holds {} once, and no other brace."""
+    fields.refuse("data.templates", templates, fields.TEMPLATES)
+    return (templates,) if isinstance(templates, str) else tuple(templates)
 
 
 def _read(data, workdir) -> Dataset:

@@ -63,15 +63,14 @@ def clean(text):
 def read(folder, clip=False):
     """The transformers tokenizer in `folder`; never runs code that lies there, never asks whether to.
 
-    Args: clip: of CLIP's class where no tokenizer_config.json says which.
+    Args: clip: it is of a CLIP, whatever kind of model a config.json beside it is of, such as timm's.
     Raises UserError where transformers cannot read it.
     """
-    from transformers import AutoTokenizer, CLIPTokenizerFast
+    from transformers import AutoTokenizer, CLIPConfig
 
-    # Without its own config, AutoTokenizer would guess the class from a config.json that need not be there.
-    reader = CLIPTokenizerFast if clip and not (folder / "tokenizer_config.json").is_file() else AutoTokenizer
+    options = {"config": CLIPConfig()} if clip else {}  # else AutoTokenizer reads config.json, which need not be there
     try:
-        hf = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
         hf.get_vocab(), hf(["a"], verbose=False)["input_ids"][0]
         return hf
     except (KeyboardInterrupt, SystemExit):

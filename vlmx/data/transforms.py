@@ -53,8 +53,7 @@ def decode(ref, upright: bool = False) -> Image.Image:
     except FileNotFoundError:
         raise BadImage("no such file") from None
     except Exception as e:  # PIL's readers raise errors of any kind on broken files
-        empty = not ref if isinstance(ref, bytes) else _is_empty_file(ref)
-        raise BadImage("the file is empty" if empty else _reason(e)) from e
+        raise BadImage(describe_failure(ref, e)) from e
 
 
 def refuse_special_file(path: str | os.PathLike) -> None:
@@ -149,7 +148,10 @@ def _is_empty_file(ref) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
+def describe_failure(ref, error: Exception) -> str:
+    """Return why a path, or the bytes of a file, cannot be decoded, of the error that a decoder raised."""
+    if not ref if isinstance(ref, bytes) else _is_empty_file(ref):
+        return "the file is empty"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"refused by PIL: {error}"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -7,13 +7,14 @@ from fractions import Fraction
 
 from PIL import Image
 
-from vlmx.data.transforms import BadImage, refuse_bomb, refuse_special_file
+from vlmx.data.transforms import BadImage, describe_failure, refuse_bomb, refuse_special_file
 from vlmx.errors import UserError
 
 FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp", ".ogv")
 ANIMATED = (".gif", ".webp", ".png", ".apng")
 VIDEOS = FILMS + ANIMATED
 RATE = 2 / 3  # frames a second, one every 1.5 seconds: as the VALUE benchmark's features
+MAX_PIXELS = 20_000_000_000  # of all frames of an animated picture, about a minute: each is decoded for the next one
 MAX_FRAMES = 10_000  # of one video, over 4 hours at RATE: a small file may claim to last for years
 
 
@@ -33,7 +34,7 @@ def frames(path: str | os.PathLike, rate: float) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise BadImage("no such file") from None
     except Exception as e:  # the decoders raise errors of many kinds on broken files
-        raise BadImage(f"{type(e).__name__}: {e}") from e
+        raise BadImage(describe_failure(path, e)) from e
 
 
 def shrink(frame: Image.Image, side: int = 336) -> Image.Image:
@@ -56,10 +57,13 @@ def _at(shown, step):
 def _animated(path):
     refuse_special_file(path)
     with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
-        t = Fraction(0)
-        for i in range(getattr(image, "n_frames", 1)):
+        t, n = Fraction(0), getattr(image, "n_frames", 1)
+        if image.width * image.height * n > MAX_PIXELS:
+            raise BadImage(f"{n:,} frames of {image.width} x {image.height}: over {MAX_PIXELS:,} pixels in all")
+        for i in range(n):
             refuse_bomb(*image.size)
             image.seek(i)
+            image.load()  # before this a WebP does not know how long the frame is shown
             seconds = Fraction(image.info.get("duration") or 100).limit_denominator(1000) / 1000
             t += seconds
             yield t, lambda: image.convert("RGB")

@@ -56,7 +56,7 @@ def _right(choices, row):
     """What is the matter with a question's answer, or None."""
     right = row.get("answer_idx")
     if right is not None and (type(right) is not int or right not in range(choices)):
-        return f"'answer_idx' is {str(right)[:40]}, not a number from 0 to {choices - 1}"
+        return f"'answer_idx' is {repr(right)[:40]}, not a number from 0 to {choices - 1}"
 
 
 def score_choices(predictions, examples, java=None):

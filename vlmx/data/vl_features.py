@@ -190,7 +190,7 @@ class Resampled:
 
     def outline(self, name):
         """The Outline of a video."""
-        return Outline(*self[name].shape, grid=True)
+        return Outline(self.rows, self.source.outline(name).width, grid=True)
 
     def place(self, name):
         """Where a video's features lie, in words."""

@@ -144,15 +144,40 @@ def has(root: str | os.PathLike, names: Sequence[str]) -> bool:
     return any((Path(root).expanduser() / name).is_file() for name in names)
 
 
+class Repeated:
+    """What is read in place of a json object that has a key twice: which of the two values counts is not known.
+
+    problem: what is the matter, in words.
+    """
+
+    def __init__(self, key: str):
+        self.problem = f"the key {key[:40]!r} stands twice in one object"
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict | Repeated:
+    """A json object as json.loads' object_pairs_hook makes it, or Repeated."""
+    row = dict(pairs)
+    return row if len(row) == len(pairs) else Repeated(Counter(key for key, _ in pairs).most_common(1)[0][0])
+
+
 def read_json(path: Path, what: str, hook: Callable | None = None, kind: type = list, pairs=None) -> Any:
     """The content of a json file. hook, pairs: as json.load's object_hook and object_pairs_hook, which keep of each
     object what is needed while it is read.
 
     UserError where it is no UTF-8, no json, or not of this `kind`; `what` says what it should be.
     """
+
+    def keep(pairs):
+        row = object_of(pairs)
+        return row if hook is None or isinstance(row, Repeated) else hook(row)
+
     advice = f"Expected {what}"
     text = files.read_text(path, advice, limit=LARGEST)
-    return files.parse_json(text, path, advice, kind, object_hook=hook, object_pairs_hook=pairs)
+    content = files.parse_json(text, path, advice, None, object_pairs_hook=pairs or keep)
+    problem = content.problem if isinstance(content, Repeated) else files.describe_problem(content, kind)
+    if problem:
+        raise UserError(f"{path}: {problem}. {advice}")
+    return content
 
 
 TEXT, NUMBER, ID = (str,), (int,), (int, str)
@@ -166,24 +191,31 @@ KINDS |= dict.fromkeys(("sentences", "answers", "sub"), (list,))
 
 def needed(row, keys: Sequence[str], where: str, what: str):
     """UserError where a row is no object with these keys, or has something of another kind there."""
+    if isinstance(row, Repeated):
+        raise UserError(f"{where}: {row.problem}.")
     if not isinstance(row, dict):
-        raise UserError(f"{where}: a json {type(row).__name__}. Expected {what}")
+        raise UserError(f"{where}: {files.describe_kind(row)}, not an object. Expected {what}")
     lacking = [k for k in keys if k not in row]
     if lacking:
         raise UserError(
             f"{where}: no {' and no '.join(map(repr, lacking))}; it has {', '.join(row)[:200]}. Expected {what}"
         )
-    refuse_half_characters(row, where)
+    refuse_unwritable(row, where)
     for k in keys:
         if k in KINDS and (isinstance(row[k], bool) or not isinstance(row[k], KINDS[k])):
             kinds = " or ".join({str: "a text", int: "a number", list: "a list"}[kind] for kind in KINDS[k])
             raise UserError(f"{where}: {k!r} is {repr(row[k])[:40]}, not {kinds}. Expected {what}")
 
 
-def refuse_half_characters(row, where: str) -> None:
-    """UserError where a text of a row holds half of a surrogate pair, which no file could be written with later."""
+def refuse_unwritable(row, where: str) -> None:
+    """UserError where a row holds half of a surrogate pair, which no file could be written with later, or an object
+    with a key twice."""
+
+    def refuse(repeated):
+        raise UserError(f"{where}: {repeated.problem}.")
+
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(row, ensure_ascii=False, default=refuse).encode()
     except UnicodeEncodeError as e:
         half = f"\\u{ord(e.object[e.start]):04x}"
         raise UserError(f"{where}: a text holds {half}, half of a surrogate pair: no character.") from e
@@ -271,7 +303,7 @@ class Lines:
                     continue
                 kind = "not json"
                 try:
-                    row = files.parse_json(line, where, kind=None)
+                    row = files.parse_json(line, where, kind=None, object_pairs_hook=object_of)
                     kind = "not as expected"
                     needed(row, keys, where, what)
                     if check is not None:

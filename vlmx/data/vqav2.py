@@ -112,7 +112,7 @@ def _check_kinds(row, where, what):
 
 
 def _annotations(path, checks):
-    """question id -> (answers, question type, answer type, the answer most people gave)."""
+    """question id, as a text -> (answers, question type, answer type, the answer most people gave)."""
     rows = read_json(path, ANNOTATIONS, _answer, dict).get("annotations")
     if not isinstance(rows, list):
         raise UserError(f"{path}: no list 'annotations'. Expected {ANNOTATIONS}")
@@ -122,7 +122,7 @@ def _annotations(path, checks):
         lambda row, where: _check_kinds(row, where, ANNOTATIONS),
     )  # fmt: skip
     for where, row in usable:
-        id = row["question_id"]
+        id = str(row["question_id"])  # some tools write ids as texts in one of the two files
         if id in annotations:
             checks.wrong(where, "with the id of another", f"the id {id!r} was there before: {places[id]}.")
             continue
@@ -143,7 +143,7 @@ def _questions(path, year, checks):
         raise UserError(f"{path}: 'data_subtype' is {str(folder)[:40]}, not a text such as {year!r}.")
     keys = ("question_id", "image_id", "question")
     for where, q in checks.entries(lambda i: f"{path}, questions[{i}]", rows, keys, QUESTIONS):
-        yield where, q["question_id"], f"COCO_{folder}_{q['image_id']:012d}", q["question"]
+        yield where, str(q["question_id"]), f"COCO_{folder}_{q['image_id']:012d}", q["question"]
 
 
 def _official(root, part, year):
@@ -201,7 +201,7 @@ def _reference(root, checks):
                 people = ((), q.get("question_type"), q.get("answer_type"))
             else:  # val2014 is where Karpathy's are from
                 known = _annotations(_official(root, "annotations", "val2014"), checks) if known is None else known
-                people = known.get(q["question_id"], ((), None, None))[:3]
+                people = known.get(str(q["question_id"]), ((), None, None))[:3]
             label = soft(q.get("label"), where, VQA_ROWS)
             answered = people[0] or (["label"] * ("label" in q) if part == "train" else [])
             if checks.entry(where, q["question_id"], (q["img_id"],), answered):

@@ -36,7 +36,8 @@ def captions(predictions: Sequence[str], references: Sequence[Sequence[str]], ja
         raise ValueError(f"{len(said)} predictions for the references of {len(true)} images")
     if not said:
         return {"CIDEr": float("nan")}
-    scores = {"CIDEr": Cider().compute_score(true, said)[0]}
+    words = any(r for each in true.values() for r in each)  # the tool fails on references that are all empty
+    scores = {"CIDEr": Cider().compute_score(true, said)[0] if words else 0.0}
     scores |= {f"BLEU-{n}": s for n, s in enumerate(Bleu(4).compute_score(true, said, verbose=0)[0], 1)}
     scores["ROUGE-L"] = Rouge().compute_score(true, said)[0]
     for name, score in (("METEOR", _meteor), ("SPICE", _spice)):

@@ -96,9 +96,9 @@ def _described(path, act, heads, arch):
         source = _openai_config(tensors, text, names[0], folder, act, heads, arch)
         table = _openai_table(source, text)
     else:
-        some = ", ".join(sorted(tensors)[:5])
+        some = ", ".join(sorted(tensors)[:5]) + " ..." if tensors else "no tensors"
         raise UserError(
-            f"{path}: not a CLIP checkpoint in the naming of Hugging Face, OpenAI or OpenCLIP; it holds {some} ..."
+            f"{path}: not a CLIP checkpoint in the naming of Hugging Face, OpenAI or OpenCLIP; it holds {some}"
         )
     _refuse_contradiction(path, source, act, heads, arch)
     return tensors, source, table
@@ -106,7 +106,7 @@ def _described(path, act, heads, arch):
 
 def _without_prefix(tensors):
     """The tensors by CLIP's own names where the CLIP is a part of a module, which calls it `clip`, `model`, ..."""
-    for prefix in ("model.", "state_dict.", "model_state_dict.", "module.", "clip.", "clip_model."):
+    for prefix in ("model.", "state_dict.", "model_state_dict.", "module.", "_orig_mod.", "clip.", "clip_model."):
         if tensors and all(key.startswith(prefix) for key in tensors):
             return _without_prefix({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
     return tensors

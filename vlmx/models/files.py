@@ -26,6 +26,7 @@ WEIGHTS = (
     "model.safetensors.index.json",
     "open_clip_model.safetensors",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training loops put the weights of a model
@@ -138,8 +139,9 @@ def _shards(index):
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f'{index}: expected "weight_map", an object from tensor names to file names')
     names = sorted(set(names))
-    if odd := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
-        raise UserError(f"{index}: expected names of *.safetensors files in the same folder, got {odd[0]!r}")
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
+    if odd := [name for name in names if Path(name).name != name or not name.endswith(suffix)]:
+        raise UserError(f"{index}: expected names of *{suffix} files in the same folder, got {odd[0]!r}")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(f"{index}: the index names files that are not there: {', '.join(missing[:20])}")
@@ -153,7 +155,7 @@ def open_tensors(files):
             f"{files[0]}: not in a format of weights that is read: *.safetensors, or what torch.save writes"
         )
     if files[0].suffix != ".safetensors":
-        return _without_wrappers(files[0], _open_torch(files[0]))
+        return _without_wrappers(files[0], [pair for file in files for pair in _open_torch(file)])
     tensors = []
     for file in files:
         try:
@@ -192,8 +194,14 @@ def _open_torch(file):
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises many kinds; whichever it is, the file is the cause
-        # Behind the first sentence torch advises weights_only=False, which would run code of the file.
-        reason = re.sub(r"\s+", " ", str(error)).split(" (1)")[0].split(". ")[0][:200]
+        # torch advises weights_only=False, which would run code of the file: that part of its text is left out
+        text = re.sub(r"\s+", " ", str(error))
+        reason = text.split(" (1)")[0].split(". ")[0][:200]
+        if other := re.search(r"GLOBAL (\S{1,100}) was not an allowed", text):
+            reason = (
+                f"it holds an object of {other[1]}, too, which would run code. Where the model was trained, save its "
+                "weights alone, torch.save(model.state_dict(), FILE), and give that file"
+            )
         raise UserError(f"{file}: torch cannot read it as plain weights (weights_only=True): {reason}") from error
     is_tensor = lambda value: isinstance(value, torch.Tensor)
     nests = lambda value: isinstance(value, dict) and any(key in value for key in NESTED)
@@ -204,6 +212,9 @@ def _open_torch(file):
     state = state if isinstance(state, dict) else {}
     if odd := [key for key, value in state.items() if is_tensor(value) and not isinstance(key, str)]:
         raise UserError(f"{file}: expected names of tensors, got {type(odd[0]).__name__} {odd[0]!r}")
+    if state and not any(map(is_tensor, state.values())):
+        keys = ", ".join(str(key)[:40] for key in list(state)[:5])
+        raise UserError(f"{file}: no weights at its top or under {', '.join(NESTED)}; it holds {keys}")
     plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
     def as_tensor(t):

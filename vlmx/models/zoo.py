@@ -181,7 +181,7 @@ def fetch(repository):
     # The first format that the repository has; most hold the same weights several times over.
     files.refuse_adapter(small := snapshot())
     for name in files.weight_names(small):
-        shards = ("model-*-of-*.safetensors",) if name.endswith(".index.json") else ()
+        shards = (name.replace(".", "-*-of-*.", 1).removesuffix(".index.json"),) if name.endswith(".index.json") else ()
         folder = snapshot(name, *shards)
         if (folder / name).is_file():
             return folder
