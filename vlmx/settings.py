@@ -107,6 +107,8 @@ def targets(config, protocol):
     for name in names:
         if name not in task.known():
             raise unknown(f"data set in targets.{protocol}", name, task.known())
+        if name == config.data.name:
+            raise UserError(f"config.targets.{protocol}: {name} is what is trained on; expected other data sets.")
     return names
 
 
