@@ -352,6 +352,14 @@ def test_classes_with_fewer_images_and_seeds_that_draw_the_same(tmp_path, result
     assert "83.0 [68.6, 91.6]" in lines[3] and "+-" not in lines[3] and report.tables.SAME_DRAWS in lines
 
 
+def test_where_no_error_over_seeds_is_shown_the_page_explains_none(tmp_path, results):
+    shown = lambda: page_text(write(tmp_path, results))
+    assert "mean over seeds 1, 2, 3 ± standard error" in shown() and "± is the standard error over" in shown()
+    results["runs"] = [same_draws(one) for one in results["runs"]]
+    assert "mean over seeds 1, 2, 3." in shown() and "±" not in shown()
+    assert "per cent; mean over seeds 1, 2, 3" in report.table(results).splitlines()
+
+
 def test_what_was_drawn(results):
     coop = results["runs"][1]
     assert report.drawn({"runs": [coop]}) == [
