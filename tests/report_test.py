@@ -317,7 +317,7 @@ def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match="no valid json .*run the command again"):
         report.write(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(UserError, match="results.json: holds a list, not an object"):
+    with pytest.raises(UserError, match="results.json: a list, not an object"):
         report.write(tmp_path)
 
 
