@@ -168,16 +168,26 @@ def apply(config, settings):
 
 
 def rates(config, values):
-    """Each method that takes gradient steps with each of these learning rates, of several under a name that says it."""
+    """Each method that takes gradient steps with each of these learning rates, of several under a name that says it.
+    "a+b" is trained as a is, with one rate."""
     names = []
     for name in config.methods:
-        recipe = config.recipe.get(name) or {}
-        for value in values if "optimizer" in recipe else ():
-            one = recipe.copy_and_resolve_references()
-            one.optimizer.lr = float(value)
-            names.append(name if len(values) == 1 else f"{name}_lr{value:g}".replace(".", "_"))
-            if len(values) > 1:
+        first = name.partition("+")[0]
+        recipe = config.recipe.get(first) or {}
+        if "optimizer" not in recipe:
+            names.append(name)
+        elif len(values) == 1:
+            recipe.optimizer.lr = float(values[0])
+            names.append(name)
+        elif first != name:
+            raise UserError(f"--config ...:lr={values}: {name} is trained with one rate; got {len(values)}.")
+        else:
+            for value in values:
+                one = recipe.copy_and_resolve_references()
+                one.optimizer.lr = float(value)
                 one.method = one.get("method", name)
-            config.recipe[names[-1]] = one
-        names += [name] if "optimizer" not in recipe else []
+                names.append(f"{name}_lr{value:g}".replace(".", "_"))
+                config.recipe[names[-1]] = one
+    if not any("optimizer" in (config.recipe.get(name.partition("+")[0]) or {}) for name in names):
+        raise UserError(f"--config ...:lr={values[0]}: none of the methods takes gradient steps; leave it out.")
     config.methods = tuple(names)

@@ -119,6 +119,7 @@ def test_a_method_from_outside_has_hyper_parameters_of_its_own():
         ("digits:coop", "recipe.coop.hyper.class_token_position", "behind", "class_token_position 'behind'"),
         ("digits:coop", "recipe.coop.optimizer.rho", 0.9, "recipe.coop.optimizer: unknown option of optimiser sgd"),
         ("digits:coop", "recipe.coop.optimizer", ConfigDict(), "config.recipe.coop.optimizer: the optimiser's config"),
+        ("pretrain_clip", "vision.patch", 7, "config.vision.patch: expected a divisor of 64"),
         ("digits:full", "recipe.full.optimizer.schedule.warmup", "100 percent", "recipe.full.optimizer: schedule"),
         ("digits:coop", "mesh.data", 0, "at least 1, or -1; got 0"),
         ("digits:coop", "shardings", (("model/(", "-"),), "a regular expression"),
@@ -140,6 +141,21 @@ def test_fields_that_do_not_go_together(named, field, value, words):
     assert words in str(e.value)
 
 
+def test_epochs_by_shots_without_an_optimizer_are_refused():
+    config = load("digits:coop")
+    with config.unlocked():
+        del config.recipe.coop.optimizer
+    with pytest.raises(UserError, match="config.recipe.coop: expected an optimizer"):
+        settings.check(config)
+
+
+def test_a_learning_rate_holds_for_methods_that_are_joined():
+    for methods, rates in (("coop+ensemble", [0.5]), ("coop,vpt+clip_lora", [0.5, 0.5]), ("zero_shot,coop", [0.5])):
+        config = load(f"digits:{methods},lr=0.5")
+        recipes_of = [settings.recipe_of(config, name, "few_shot") for name in config.methods]
+        assert [recipe.optimizer.lr for recipe in recipes_of if "optimizer" in recipe] == rates
+
+
 def test_a_warm_up_in_steps_may_be_longer_than_there_are_epochs():
     config = load("digits:full")
     put(config, "recipe.full.optimizer.schedule.warmup", 50)  # of 10 epochs, of some steps each
@@ -152,6 +168,8 @@ def test_a_warm_up_in_steps_may_be_longer_than_there_are_epochs():
         ("digits:coop,epochs=-5", "unknown setting behind the colon of --config 'epochs'"),
         ("digits:coop,lr=nan", "lr=nan: expected a number, at least 0"),
         ("digits:coop,lr=()", "lr=(): expected a number, at least 0"),
+        ("digits:zero_shot,lr=0.1", "lr=0.1: none of the methods takes gradient steps"),
+        ("digits:coop+ensemble,lr=(0.1,0.2)", "coop+ensemble is trained with one rate; got 2"),
         ("digits:coop,seeds=0", "config.seeds: expected how many seeds"),
         ("digits:coop,seeds=10000000000", "config.seeds: expected how many seeds, at most 10,000"),
         ("digits:coop,seeds=a", "config.seeds: expected how many seeds"),
@@ -181,10 +199,12 @@ def test_values_behind_the_colon(named, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("eval_batch=1e3", "--config.eval_batch=1e3: expected a whole number, at least 1."),
-        ("eval_batch 1e3", "--config.eval_batch=1e3: expected a whole number, at least 1."),
+        ("eval_batch=1e3", "--config.eval_batch=1e3: expected a whole number, at least 1"),
+        ("eval_batch 1e3", "--config.eval_batch=1e3: expected a whole number, at least 1"),
         ("eval_batch", "--config.eval_batch: expected a value, as in --config.eval_batch=VALUE"),
-        ("eval_batch=99999999999999", "config.eval_batch: expected a whole number, at least 1, at most 2,147,483,647"),
+        ("eval_batch=65537", "config.eval_batch: expected a whole number, at least 1 and at most 65,536; got 65537."),
+        ("checkpoint_every=9999999999", "expected a whole number, at least 1, at most 2,147,483,647; got 9999999999."),
+        ("seeds=(9999999999,)", "as in (1, 2, 3), at most 2,147,483,647; got (9999999999,)."),
         ("seeds=3", "For 3 seeds, 1 to 3, write seeds=3 behind the colon"),
         ("seeds 3", "for the seed 3 alone --config.seeds='(3,)'"),
         ("seeds=abc", "config.seeds: expected a tuple of different numbers"),

@@ -276,6 +276,18 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(results):
     ]
 
 
+def test_of_several_numbers_of_shots_the_page_says_which_it_shows(results):
+    runs = [run("coop", "few_shot", [(80.0, 80)], shots=n) for n in (-1, 1, 16)]
+    runs += [run("coop", "base_to_new", [(90.0, 60, 72)], shots=1)]
+    assert [r["shots"] for _, r in charts.largest(runs, ["coop"] * 4)] == [-1, 1]
+    write = lambda runs: " ".join(report.page(results | {"runs": runs}, "").split())
+    page = write(results["runs"])
+    assert "Of several numbers of shots" not in page and "coop 64.5." in page
+    page = write([*results["runs"], *(r | {"shots": 1} for r in results["runs"][1:])])
+    assert page.count("Of several numbers of shots, those of the largest.") == 3
+    assert "coop (16 shots) 64.5; coop (1 shot) 64.5." in page
+
+
 def test_mistakes_are_the_surest_and_of_all_classes():
     said, p, labels = [0, 1, 1, 1, 1, 1], [0.9, 0.9, 0.8, 0.7, 0.6, 1.0], [0, 0, 0, 0, 2, 2]
     assert report.pick_mistakes(said, p, labels, 3, weight=[1, 1, 1, 1, 1, 0]).tolist() == [1, 4, 2]
@@ -305,7 +317,7 @@ def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match="no valid json .*run the command again"):
         report.write(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(UserError, match="results.json: holds a list, not an object"):
+    with pytest.raises(UserError, match="results.json: a list, not an object"):
         report.write(tmp_path)
 
 
@@ -340,6 +352,14 @@ def test_classes_with_fewer_images_and_seeds_that_draw_the_same(tmp_path, result
     assert "83.0 [68.6, 91.6]" in lines[3] and "+-" not in lines[3] and report.tables.SAME_DRAWS in lines
 
 
+def test_where_no_error_over_seeds_is_shown_the_page_explains_none(tmp_path, results):
+    shown = lambda: page_text(write(tmp_path, results))
+    assert "mean over seeds 1, 2, 3 ± standard error" in shown() and "± is the standard error over" in shown()
+    results["runs"] = [same_draws(one) for one in results["runs"]]
+    assert "mean over seeds 1, 2, 3." in shown() and "±" not in shown()
+    assert "per cent; mean over seeds 1, 2, 3" in report.table(results).splitlines()
+
+
 def test_what_was_drawn(results):
     coop = results["runs"][1]
     assert report.drawn({"runs": [coop]}) == [
@@ -350,11 +370,11 @@ def test_what_was_drawn(results):
     ]
     one = same_draws(coop | {"shots": 1}, 1, 1, 3)
     assert report.drawn({"runs": [one]}) == [
-        "1 labelled image of each class; drawn with seeds 1, 2, 3 (few-shot, 1 shots)"
+        "1 labelled image of each class; drawn with seeds 1, 2, 3 (few-shot, 1 shot)"
     ]
     everything = same_draws(coop | {"shots": -1}, 7, 9, 1)
     assert report.drawn({"runs": [everything]}) == [
-        "7 to 9 labelled images of a class; all that there are (few-shot, all shots)"
+        "7 to 9 labelled images of a class; all that there are (few-shot, all images)"
     ]
     assert report.drawn({"runs": [coop | {"shots": 0}]}) == []
 

@@ -157,7 +157,11 @@ def test_targets_are_read_as_the_configs_own_data_is():
 
 @pytest.mark.parametrize(
     "targets, said",
-    [((), "cross_dataset needs data sets to test on"), (("texture",), "Did you mean 'textures'")],
+    [
+        ((), "cross_dataset needs data sets to test on"),
+        (("texture",), "Did you mean 'textures'"),
+        (("objects", "digits"), "digits is what is trained on"),
+    ],
 )
 def test_targets_that_are_missing_or_unknown_are_refused(targets, said):
     c = config("zero_shot,protocols=cross_dataset", cross_dataset=targets)

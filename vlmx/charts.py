@@ -32,7 +32,7 @@ def largest(runs, run_names):
     best = {}
     for name, run in zip(run_names, runs):
         key = name, run.get("protocol")
-        if key not in best or (run.get("shots") or 0) >= (best[key][1].get("shots") or 0):
+        if key not in best or tables.size(run.get("shots") or 0) >= tables.size(best[key][1].get("shots") or 0):
             best[key] = name, run
     return list(best.values())
 

@@ -125,7 +125,7 @@ EMPTY = Rule("''", lambda x: x == "")
 NAME = text("a name, not empty")
 PATH = text("a path, or '' for none", empty=True)
 FOLDER = Rule(
-    "a name for a folder, without /",
+    "a name for a folder, of less than 200 characters, without /",
     lambda x: NAME.valid(x) and not set(x) & set("/\\\n") and x not in (".", "..") and len(x) < 200,
 )
 REGEX = Rule("a regular expression", _is_regex)
@@ -230,7 +230,7 @@ RUN = {
     "title": FOLDER,
     "family": choice(*FAMILIES),
     "methods": several(NAME, least=1, different=True),
-    "eval_batch": integer(1),
+    "eval_batch": integer(1, 65_536),  # the last batch is filled up to as many rows
     "checkpoint_every": integer(1),
     "checkpoint_keep": integer(1),
     "nonfinite": NONFINITE,
@@ -342,7 +342,7 @@ PRETRAIN = {
     "data.seed": SEED,
     "data.workers": WORKERS,
     **_under("vision", TOWER),
-    "vision.patch": integer(1, 64),
+    "vision.patch": Rule("a divisor of 64, the side of the pictures", lambda x: SIZE.valid(x) and 64 % x == 0),
     **_under("text", TOWER),
     "text.context": integer(3, 65_536),
     "text.vocab": integer(514),  # all bytes, alone and at the end of a word, and two marks
@@ -398,7 +398,8 @@ def refuse(field, value, rule):
     entries = [value] if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ()
     if odd := [x for x in entries if rule.names and isinstance(x, str) and x not in rule.names]:
         raise unknown(f"value of config.{field}", odd[0], rule.names)
-    most = f", at most {LARGEST:,}" if type(value) is int and value > LARGEST else ""
+    large = any(type(x) is int and x > LARGEST for x in (entries or [value]))
+    most = f", at most {LARGEST:,}" if large else ""
     raise UserError(f"config.{field}: expected {rule.expected}{most}; got {_shortened(value)}.")
 
 

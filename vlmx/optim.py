@@ -105,7 +105,8 @@ def make(config, steps_per_epoch, total_steps, params):
     """
     options = dict(config)
     if absent := {"name", "lr"} - options.keys():
-        raise UserError(f"the optimiser's config lacks {' and '.join(sorted(absent))}: it says {options}")
+        there = ", ".join(sorted(options)) or "nothing"
+        raise UserError(f"the optimiser's config lacks {' and '.join(sorted(absent))}; it has {there}")
     name, lr, clip, groups = (options.pop(key, None) for key in ("name", "lr", "clip", "groups"))
     plan = dict(options.pop("schedule", None) or {"name": "constant"})
     kind = plan.pop("name", None)

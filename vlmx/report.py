@@ -147,6 +147,12 @@ def seeds_of(results):
     return list(dict.fromkeys(seed for seed in seeds if seed is not None))
 
 
+def has_spread(results):
+    """Whether a run has several seeds with images of their own, so that an error over seeds is shown."""
+    runs = results.get("runs") or []
+    return any(len(run.get("seeds") or []) > 1 and not tables.drew_the_same(run) for run in runs)
+
+
 def table(results):
     """The result table as plain text, for the terminal."""
     columns, rows = result_rows(results)
@@ -161,8 +167,8 @@ def table(results):
         text.insert(1, "-" * len(text[0]))
         seeds = seeds_of(results)
         same = [tables.drew_the_same(run) for run in results.get("runs") or []]
-        many = "mean" if any(same) and "+-" not in "".join(text) else "mean +- standard error"
-        many = f"; {many} over seeds {', '.join(map(str, seeds))}"
+        error = " +- standard error" if has_spread(results) else ""
+        many = f"; mean{error} over seeds {', '.join(map(str, seeds))}"
         text.append("per cent" + (many if len(seeds) > 1 else f"; seed {seeds[0]}" if seeds else ""))
         text += [tables.SAME_DRAWS] if any(same) else []
         if unreadable := (results.get("dataset") or {}).get("unreadable"):
@@ -204,7 +210,7 @@ def drawn(results):
             how = f"the same for every seed ({names}), since no class has more"
         else:
             how = f"drawn with seed{'s' * (len(seeds) > 1)} {names}"
-        where = f"{(run.get('protocol') or 'training').replace('_', '-')}, {shots_in_words(shots)} shots"
+        where = f"{(run.get('protocol') or 'training').replace('_', '-')}, {tables.in_shots(shots)}"
         sentences.setdefault(f"{counts}; {how}", {})[where] = None
     return [f"{sentence} ({'; '.join(where)})" for sentence, where in sentences.items()]
 
@@ -326,6 +332,8 @@ def page(results, workdir):
         drawn=drawn(results),
         same_draws=tables.SAME_DRAWS if any(map(tables.drew_the_same, runs)) else "",
         in_words=shots_in_words,
+        in_shots=tables.in_shots,
+        of_most="Of several numbers of shots, those of the largest. " if len(shown) < len(runs) else "",
         trained_in=next(
             (" / ".join(map(" and ".join, r["trained_in"].values())) for r in rows if len(r["trained"]) > 1), ""
         ),
@@ -337,6 +345,7 @@ def page(results, workdir):
         others=other_figures(results),
         colours=colours,
         seeds=seeds_of(results),
+        spread=has_spread(results),
         protocols={run.get("protocol") for run in runs},
         images=list(dict.fromkeys(learnt)),
         notes=list(dict.fromkeys(notes)),

@@ -57,7 +57,7 @@ def check_training(config, name, protocol):
     recipe = recipe_of(config, name, protocol)
     epochs = max(epochs_of(recipe, n) for n in shots(config))
     if "optimizer" not in recipe:
-        if recipe.get("epochs") or recipe.get("steps_per_shot"):
+        if epochs or recipe.get("steps_per_shot"):
             raise UserError(f"config.recipe.{name}: expected an optimizer, for there are steps; it has none.")
         return
     per_epoch = 10**6  # not known yet; so many that no warm-up in steps is longer than the training
@@ -107,6 +107,8 @@ def targets(config, protocol):
     for name in names:
         if name not in task.known():
             raise unknown(f"data set in targets.{protocol}", name, task.known())
+        if name == config.data.name:
+            raise UserError(f"config.targets.{protocol}: {name} is what is trained on; expected other data sets.")
     return names
 
 

@@ -64,7 +64,10 @@ def make_mesh(sizes=None, devices=None):
     if len(rest) == 1 and known > 0 and len(devices) % known == 0:
         shape[rest[0]] = len(devices) // known
     if len(rest) > 1 or min(shape) < 1 or math.prod(shape) != len(devices):
-        raise UserError(f"mesh {sizes} does not cover {len(devices)} devices: the sizes must multiply to that number.")
+        raise UserError(
+            f"config.mesh {sizes} does not cover {len(devices)} devices: expected sizes whose product is that number, "
+            "or one of them -1, for the rest."
+        )
     # make_mesh's default, Explicit axes, would ask every operation for its sharding; the compiler finds them here.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

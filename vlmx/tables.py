@@ -51,7 +51,7 @@ class Table(NamedTuple):
 
     def title(self):
         """What the table shows, in words."""
-        shots = "" if self.protocol == "few_shot" else f" · {_shots(self.shots[0])}"
+        shots = "" if self.protocol == "few_shot" else f" · {in_shots(self.shots[0])}"
         return f"{self.where} · {self.protocol.replace('_', '-')}{shots} · {self.backbone}"
 
     def best(self, column):
@@ -63,7 +63,13 @@ class Table(NamedTuple):
         return [row for row in self.rows if not row.source]
 
 
-def _shots(n):
+def size(n):
+    """What numbers of shots are sorted by: -1, all images, is the largest."""
+    return n == -1, n
+
+
+def in_shots(n):
+    """A number of training images a class, in words."""
     return "all images" if n == -1 else f"{n} shot{'s' if n != 1 else ''}"
 
 
@@ -202,9 +208,9 @@ def make(cells):
 def _table(protocol, backbone, group, benchmarks):
     """The table of one benchmark, or of the average over several."""
     group = [cell for cell in group if cell["benchmark"] in benchmarks]
-    shots = tuple(sorted({cell["shots"] for cell in group}, key=lambda n: (n == -1, n)))
+    shots = tuple(sorted({cell["shots"] for cell in group}, key=size))
     if protocol == "few_shot":
-        columns = {_shots(n): ("accuracy", n) for n in shots}
+        columns = {in_shots(n): ("accuracy", n) for n in shots}
     else:
         named = COLUMNS.get(protocol) or {k: k for c in group for k in c.get("summary", ()) if "f1" not in k}
         columns = {title: (metric, shots[0]) for title, metric in (named or {"source": "source"}).items()}
@@ -314,7 +320,7 @@ def difficulties(cells):
                 *(number(before["accuracy"], 1), number(before.get("difficulty"), 3)),
             ]
         for part, a in c.get("adaptation", {}).items():
-            where = f"{c['benchmark']} · {c['protocol'].replace('_', '-')} · {_shots(c['shots'])} · {part}"
+            where = f"{c['benchmark']} · {c['protocol'].replace('_', '-')} · {in_shots(c['shots'])} · {part}"
             alphas[c["method"], where] = [c["method"], where, number(a["difficulty"], 3), number(a["alpha"], 3)]
     heads = (
         ["benchmark", "classes", "chance", "zero-shot", "transfer difficulty"],
@@ -353,7 +359,7 @@ def failures(cells):
     found = {}
     for c in cells:
         if c.get("failed"):
-            where = f"{c['benchmark']}, {c['protocol']}, {_shots(c['shots'])}"
+            where = f"{c['benchmark']}, {c['protocol']}, {in_shots(c['shots'])}"
             found.setdefault((where, c["failed"]), []).append(c["method"])
     return [(f"{where}: {', '.join(names)}", why) for (where, why), names in found.items()]
 

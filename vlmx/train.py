@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vlmx import checkpoint, evaluate, features, logs, partition, report, settings, shard
+from vlmx import checkpoint, evaluate, features, logs, partition, report, settings, shard, tables
 from vlmx import method as methods
 from vlmx.data import fewshot, pipeline, protocols, task, transforms
 from vlmx.errors import Unwritable, UserError
@@ -288,8 +288,8 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
                 continue
             if s == 0 or len(part.labels) <= 200:  # a thousand classes squared, for every seed, is a file nobody opens
                 outcome["confusion"][part_name] = matrix
-        last = shots in (0, settings.shots(config)[-1])  # of several, pictures of one will do
-        if last and logs.first_process() and not part.of:
+        largest = shots in (0, max(settings.shots(config), key=tables.size))  # of several, pictures of one will do
+        if largest and logs.first_process() and not part.of:
             key = folder.name, seeds[0], part_name
             mistakes += save_mistakes(world, part, classes, said[0], p[0], truth, weight, key)
     targets = {part_name for part_name, part in problem.parts.items() if part.of}
@@ -335,7 +335,7 @@ def test(world, name, protocol, method, problem, learnt, consts, fitted, folder,
         training = settings.training(config, recipe)
         write_json(folder / "result.json", {"run": result, "mistakes": mistakes, "training": training})
     shown = ", ".join(f"{k} {summary[k]['mean']:.1f}" for k in keys if "f1" not in k)
-    of_shots = f" ({shots} shots)" if settings.label(config, shots) else ""
+    of_shots = f" ({tables.in_shots(shots)})" if settings.label(config, shots) else ""
     say(f"{name}, {protocol}{of_shots}: {shown} ({trained:,} trained parameters; {result['seconds']} s)")
     return result, mistakes
 

@@ -11,8 +11,9 @@ from vlmx.models.clip import cosine
 from vlmx.modules import lora
 
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
-# The layers with updates, from and to, in sixths of a tower. Of 12 layers they are the released code's lists; it takes
-# the same numbers for all towers, so that of 24 layers its "half-up" are the layers 6 to 11. Here it is the upper half.
+# The layers with updates, from and to, in sixths of a tower. Of 12 layers they are the released code's lists. That code
+# takes the lists of 12 for the 24 layers of ViT-L/14 too ("half-up" are the layers 6 to 11), and 0 to 20 for "all".
+# Here "half-up" is the upper half of any tower, and "all" is all of it.
 POSITIONS = {"all": (0, 6), "bottom": (0, 2), "mid": (2, 4), "up": (4, 6), "half-bottom": (0, 3), "half-up": (3, 6)}
 TOP = {"top": 1, "top1": 1, "top2": 2, "top3": 3}  # the last ones
 

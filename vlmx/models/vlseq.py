@@ -172,7 +172,7 @@ class VLSeq:
         if F != c.visual.width or not (n == N or pooled):
             raise UserError(
                 f"visual features of {n} rows of {F}; expected rows of {c.visual.width}, a square number of them and "
-                f"at least {N}, also a square number; or exactly {N}"
+                f"at least {N}, also a square number; or exactly {N}, as config.model.visual_tokens says"
             )
         images = pair[0] if pair else 1
         boxes = jnp.zeros((B, images, N, 4)) if boxes is None else boxes.reshape(B, images, n, 4)[:, :, :N]
