@@ -103,5 +103,5 @@ def test_a_folder_in_place_of_a_file_that_is_written_is_an_error_for_a_person(tm
     (tmp_path / "few_shot").write_text("x")
     (tmp_path / "results.json").mkdir()
     for path in ("few_shot/seed_1.json", "results.json"):
-        with pytest.raises(UserError, match="cannot be written"):
+        with pytest.raises(UserError, match="cannot be written.*Move away the file"):
             files.write_json(tmp_path / path, {})

@@ -31,7 +31,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vlmx import checkpoint, fields, files, partition, shard, variant
+from vlmx import checkpoint, files, partition, shard, variant
 from vlmx import method as methods
 from vlmx.data import image_files, pipeline, transforms
 from vlmx.data.task import Split
@@ -67,9 +67,7 @@ class Classifier:
         self.classes = _as_spelled(learnt, (classes,) if isinstance(classes, str) else tuple(classes)) or learnt
         if twice := [c for c in dict.fromkeys(self.classes) if self.classes.count(c) > 1]:
             raise UserError(f"the class {twice[0]!r} is named twice; each name is one class.")
-        refuse_wrong_hyper(folder, name, meta["hyper"])
-        with _fitting(folder):
-            method = methods.make(name, **meta["hyper"])
+        method = _make(folder, methods.make, name, meta["hyper"])
         if self.classes != learnt and not method.carries and (odd := [c for c in self.classes if c not in learnt]):
             raise UserError(
                 f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
@@ -168,16 +166,6 @@ def _whole(tree, like):
     return {k: _whole(tree.get(k, {}), v) if isinstance(v, dict) else tree.get(k) for k, v in like.items()}
 
 
-def refuse_wrong_hyper(folder, name, hyper):
-    """UserError for a hyper-parameter out of tuned.json that is not what the same field of a config may be."""
-    for part, values in hyper.items() if "+" in name else [(name, hyper)]:
-        rules = fields.HYPER if "." not in part and isinstance(values, dict) else {}  # a module's own are its business
-        for key, rule in rules.items():
-            if key in values and not rule.valid(values[key]):
-                where = f"{folder}/tuned.json: hyper-parameter {key} of {part}"
-                raise UserError(f"{where}: expected {rule.expected}; got {reprlib.repr(values[key])}.")
-
-
 @contextlib.contextmanager
 def _fitting(folder):
     """UserError, naming tuned.json, for hyper-parameters and arrays that a method or variant cannot be built of."""
@@ -188,6 +176,15 @@ def _fitting(folder):
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
         problem = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:200]}"
         raise UserError(f"{folder}: tuned.json and tuned.safetensors do not fit the method ({problem}).") from e
+
+
+def _make(folder, make, name, hyper):
+    """The method or variant of tuned.json; UserError, naming the file, for hyper-parameters that it cannot have."""
+    with _fitting(folder):
+        try:
+            return make(name, **hyper)
+        except UserError as e:
+            raise UserError(f"{folder}/tuned.json: {e}") from e
 
 
 def _refuse_misfit(folder, method, model, task, v):
@@ -264,9 +261,9 @@ class Answerer:
         self.what = meta.get("what", "grid")
         if self.what not in WHAT:
             raise unknown(f"value of tower.what in the config.json above {folder}:", self.what, WHAT)
-        refuse_wrong_hyper(folder, meta["variant"], meta["hyper"])
+        self.chosen = _make(folder, variant.make, meta["variant"], meta["hyper"])
         with _fitting(folder):
-            self.chosen, visual = variant.make(meta["variant"], **meta["hyper"]), Visual(**meta["visual"])
+            visual = Visual(**meta["visual"])
             loaded = zoo.load_seq(model, visual=visual, seed=meta.get("seed", 0))
         self.model, digest, self.words, self.tasks = loaded.model, loaded.digest, loaded.tokenizer, []
         if meta.get("start"):
