@@ -365,6 +365,29 @@ def test_a_folder_to_write_into_is_refused_before_a_model_is_loaded(tmp_path, pi
         run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--out", tmp_path)
 
 
+def test_what_a_checkpoint_says_sends_no_command_to_the_terminal(tmp_path, pictures, capsys):
+    exported(tmp_path / "c", "coop", classes=["red\x1b[2J", "a\nb"])
+    run("--checkpoint", tmp_path / "c", "--image", pictures[0])
+    said = capsys.readouterr().out
+    assert "red\\x1b[2J" in said and "a\\nb" in said and "\x1b" not in said and len(said.splitlines()) == 3
+    assert predict.describe_row({"image": "x", "answer": "a\x1b[2J"}) == "x: a\\x1b[2J"
+
+
+def test_a_config_above_a_checkpoint_that_is_wrong_is_told_apart_from_the_checkpoint(tmp_path, pictures):
+    exported(tmp_path / "run/m/seed_1", "coop")
+    (tmp_path / "run/config.json").write_text('{"model": {"name": "tiny_clip", "act": 3}}')
+    with pytest.raises(UserError, match="config.json: 'act' is 3; expected a text. Repair it, or move"):
+        predict.Classifier(tmp_path / "run/m/seed_1")
+
+
+def test_a_folder_among_images_is_said_to_be_one(tmp_path, pictures):
+    exported(tmp_path / "c", "coop")
+    lines = [{"image": str(tmp_path)}, {"image": "\ud800.png"}, {"image": pictures[0]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder, name, _ = run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
+    assert folder["error"] == "Is a directory" and name["error"] == "no name that a file can have"
+
+
 def test_requests_from_a_pipe_are_refused_and_names_that_are_not_utf8_are_read(tmp_path, pictures):
     exported(tmp_path / "c", "coop")
     os.mkfifo(tmp_path / "pipe")

@@ -143,7 +143,7 @@ class Classifier:
 def _as_spelled(learnt, classes):
     """The classes, spelled as those that were tuned on where only spaces that repeat or the form of accents (NFC, NFD)
     differ."""
-    if odd := [name for name in classes if not checkpoint.is_text(name) or not name.strip()]:
+    if odd := [name for name in classes if not checkpoint.is_text(name)]:
         expected = "expected a text, not empty, at most 10,000 letters, without null characters, and UTF-8 in a file"
         raise UserError(f"classes: {reprlib.repr(odd[0])} is no name of a class; {expected}.")
     plain = lambda name: image_files.normalize_name(" ".join(name.split()))
@@ -222,7 +222,8 @@ def _of_the_run(folder):
     path = Path(folder).absolute().parent.parent / "config.json"
     if not path.exists():
         return {}
-    config = files.read_json(path, "Repair it, or move the checkpoint's folder elsewhere.")
+    advice = "Repair it, or move the checkpoint's folder elsewhere."
+    config = files.read_json(path, advice)
     model, tower = config.get("model"), config.get("tower")
     if not isinstance(model, dict) or "name" not in model:
         return {}
@@ -232,7 +233,7 @@ def _of_the_run(folder):
         found |= {"tower": tower.get("name"), "what": tower.get("what")}
         found |= {f"tower_{key}": value for key, value in zoo.overrides(tower).items()}
     found = {key: value for key, value in found.items() if value is not None}
-    checkpoint.refuse_wrong_fields(path, found)
+    checkpoint.refuse_wrong_fields(path, found, advice=advice)
     return found
 
 
@@ -494,14 +495,14 @@ def _is_path(value):
     return isinstance(value, str) and bool(value) and "\0" not in value
 
 
-def told(row):
-    """A row of the answer for people."""
+def describe_row(row):
+    """A row of the answer for people; what a checkpoint or a name could say to the terminal becomes escapes."""
     name = image_files.printable(" ".join([row["image"]] if isinstance(row["image"], str) else row["image"]))
     if "error" in row:
         return f"{name}: cannot be read: {image_files.printable(row['error'])}"
     if "answer" in row:
-        return f"{name}: {row['answer']}"
-    return "\n".join([name, *(f"  {100 * p:5.1f} %  {c}" for c, p in row["classes"].items())])
+        return f"{name}: {image_files.printable(row['answer'])}"
+    return "\n".join([name, *(f"  {100 * p:5.1f} %  {image_files.printable(c)}" for c, p in row["classes"].items())])
 
 
 def run(args):
@@ -525,7 +526,7 @@ def run(args):
     if not seq and (args.text or any(len(r["image"]) > 1 for r in requests)):
         raise UserError(f"{folder} is of {meta['method']}, which classifies pictures one by one: without --text.")
     rows = list((answer if seq else classify)(args, requests, classes))
-    lines = [json.dumps(row, ensure_ascii=False) if args.jsonl or args.out else told(row) for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) if args.jsonl or args.out else describe_row(row) for row in rows]
     text = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")  # of names that are not UTF-8
     if args.out:
         files.write(args.out, text)
