@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -585,6 +586,14 @@ def test_answers_to_texts(variants, tmp_path, pictures):
         run("--checkpoint", folder, "--image", pictures[0], "--text", "vqa: what?")
 
 
+def test_pictures_of_any_kind_are_asked_about(variants, pictures):
+    model, text = predict.Answerer(variants), "vqa: what colour is the circle?"
+    opened = Image.open(pictures[0])
+    kinds = ([pictures[0]], pictures[0], pathlib.Path(pictures[0]), opened, np.asarray(opened), [opened])
+    assert len(set(model([(text, kind) for kind in kinds]))) == 1
+    assert model([]) == []
+
+
 def test_where_it_looks(variants, tmp_path, pictures):
     model = predict.Answerer(variants)
     plain = model([("vqa: what colour is the circle?", pictures[:1])])
@@ -603,6 +612,8 @@ def test_where_it_looks(variants, tmp_path, pictures):
     frames = attention.attend(model, [np.asarray(f) for f in video.frames(clip, video.RATE)], film.question)
     assert film.weights.shape == (len(film.tokens), 3, 4, 4) and len(film.pictures) == 3
     np.testing.assert_array_equal(film.weights, frames.weights)
+    by_path = attention.attend(model, pathlib.Path(clip), film.question)
+    np.testing.assert_array_equal(film.weights, by_path.weights)
     with pytest.raises(UserError, match="picture.* cannot|no such file"):
         attention.attend(model, str(tmp_path / "none.png"), "vqa: what?")
     out = tmp_path / "out.png"

@@ -157,6 +157,11 @@ def _several(images):
     return [images] if one and getattr(images, "ndim", 0) < 4 else list(images)
 
 
+def _name_of(image):
+    """The path of an image or a video, or a number of an object in memory."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else str(id(image))
+
+
 def _outputs(apply, v, model, consts, images):
     return apply(v, methods.tuned(model, v), consts, {"image": images}, None, False)
 
@@ -316,16 +321,18 @@ class Answerer:
 
     def read(self, questions):
         """({number of a task: [(which question, Example)]}, features `(n, F)` by the names that Examples have,
-        {question: BadImage}) of [(text, pictures)]: paths or uint8 arrays; of a video its file, or its frames."""
+        {question: BadImage}) of [(text, pictures)]: paths, PIL images or uint8 arrays, one or several; of a video its
+        file, or its frames."""
         from vlmx.data.vl import Example
         from vlmx.extract import WHAT, encode
 
         asked, wanted = [], {}
         for text, refs in questions:
+            refs = _several(refs)
             number, rest = self.task_of(text, len(refs))
             video = self.tasks[number].suffix
             several = [(video, tuple(refs))] if video else [(video, (ref,)) for ref in refs]
-            names = tuple(" ".join(r if isinstance(r, str) else str(id(r)) for r in part) for _, part in several)
+            names = tuple(" ".join(map(_name_of, part)) for _, part in several)
             wanted |= dict(zip(names, several))
             asked.append((number, Example("", names, rest)))
 
@@ -361,7 +368,7 @@ class Answerer:
         BadImage."""
         from vlmx.data import video as videos
 
-        if video and len(refs) == 1 and isinstance(refs[0], str) and refs[0].lower().endswith(videos.VIDEOS):
+        if video and len(refs) == 1 and _name_of(refs[0]).lower().endswith(videos.VIDEOS):
             return videos.frames(refs[0], videos.RATE)
         return map(transforms.decode, refs)
 
