@@ -427,6 +427,19 @@ def test_many_workdirs_become_one_table_and_one_csv(tmp_path, capsys):
     assert table.main([str(tmp_path / "empty"), "--out", str(out)]) == 2
 
 
+@pytest.mark.parametrize("odd", ({"seconds": "x"}, {"summary": None}, {"n_test": "x"}, {"before": 3}, {"seeds": [{}]}))
+def test_a_damaged_workdir_is_named(odd, tmp_path, capsys):
+    sys.path.insert(0, str(LAUNCH))
+    import table
+
+    for folder, more in {"whole": {}, "damaged": odd}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "results.json").write_text(json.dumps(results("coop", 81.0, **more)))
+    folders = [str(tmp_path / "whole"), str(tmp_path / "damaged")]
+    assert table.main([*folders, "--out", str(tmp_path / "out")]) == 2
+    assert "damaged/results.json: not as vlmx wrote it" in capsys.readouterr().err
+
+
 # -------------------------------------------------------------------- images of containers
 @pytest.mark.parametrize("name", ("Dockerfile.gpu", "Dockerfile.tpu"))
 def test_an_image_holds_what_its_command_needs(name, tmp_path):
