@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import os
+import pathlib
 import shutil
 
 import jax
@@ -246,16 +247,18 @@ def test_hyper_parameters_of_a_checkpoint_are_bounded(tmp_path, hyper, problem):
     ],
 )
 def test_hyper_parameters_of_a_checkpoint_obey_the_rules_of_a_config(name, hyper, problem):
-    with pytest.raises(UserError, match=problem):
-        predict.refuse_wrong_hyper("c", name, hyper)
+    with pytest.raises(UserError, match=f"^c/tuned.json: .*{problem}"):
+        predict._make("c", (variant if "single" in name else method).make, name, hyper)
 
 
 def test_what_a_config_may_be_a_checkpoint_may_be():
-    predict.refuse_wrong_hyper("c", "tip_adapter", {"search_step": [0, 0], "k": 0, "alpha": 1})
-    predict.refuse_wrong_hyper("c", "my.method", {"n_ctx": "what it likes"})
+    predict._make("c", method.make, "tip_adapter", {"search_step": [0, 0], "k": 0, "alpha": 1})
+    predict._make("c", variant.make, "single_compacter", {"rank": None})
+    assert method.build("my.method", lambda n_ctx: n_ctx, {"n_ctx": "what it likes"}) == "what it likes"
+    assert method.build("mine", lambda n_ctx: n_ctx, {"n_ctx": np.int64(3)}) == 3
     for name, (file, hyper) in variant.PUBLISHED.items():
-        patterns = [variant.VISUAL, variant.NORMS, variant.BIASES, *variant.make(file, **hyper).trains]
-        predict.refuse_wrong_hyper("c", name, hyper | {"trains": patterns})
+        trains = variant.make(file, **hyper).trains
+        predict._make("c", variant.make, name, hyper | ({"trains": list(trains)} if file != "full" else {}))
 
 
 def test_hyper_parameters_of_a_part_are_by_name(tmp_path):
@@ -367,6 +370,29 @@ def test_a_folder_to_write_into_is_refused_before_a_model_is_loaded(tmp_path, pi
     monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match="a folder; expected the name of a file"):
         run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--out", tmp_path)
+
+
+def test_what_a_checkpoint_says_sends_no_command_to_the_terminal(tmp_path, pictures, capsys):
+    exported(tmp_path / "c", "coop", classes=["red\x1b[2J", "a\nb"])
+    run("--checkpoint", tmp_path / "c", "--image", pictures[0])
+    said = capsys.readouterr().out
+    assert "red\\x1b[2J" in said and "a\\nb" in said and "\x1b" not in said and len(said.splitlines()) == 3
+    assert predict.describe_row({"image": "x", "answer": "a\x1b[2J"}) == "x: a\\x1b[2J"
+
+
+def test_a_config_above_a_checkpoint_that_is_wrong_is_told_apart_from_the_checkpoint(tmp_path, pictures):
+    exported(tmp_path / "run/m/seed_1", "coop")
+    (tmp_path / "run/config.json").write_text('{"model": {"name": "tiny_clip", "act": 3}}')
+    with pytest.raises(UserError, match="config.json: 'act' is 3; expected a text. Repair it, or move"):
+        predict.Classifier(tmp_path / "run/m/seed_1")
+
+
+def test_a_folder_among_images_is_said_to_be_one(tmp_path, pictures):
+    exported(tmp_path / "c", "coop")
+    lines = [{"image": str(tmp_path)}, {"image": "\ud800.png"}, {"image": pictures[0]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder, name, _ = run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
+    assert folder["error"] == "Is a directory" and name["error"] == "no name that a file can have"
 
 
 def test_requests_from_a_pipe_are_refused_and_names_that_are_not_utf8_are_read(tmp_path, pictures):
@@ -593,6 +619,14 @@ def test_a_variant_that_was_copied_away_from_its_run_knows_its_models(variants, 
         run("--checkpoint", folder, *asked)
 
 
+def test_pictures_of_any_kind_are_asked_about(variants, pictures):
+    model, text = predict.Answerer(variants), "vqa: what colour is the circle?"
+    opened = Image.open(pictures[0])
+    kinds = ([pictures[0]], pictures[0], pathlib.Path(pictures[0]), opened, np.asarray(opened), [opened])
+    assert len(set(model([(text, kind) for kind in kinds]))) == 1
+    assert model([]) == []
+
+
 def test_where_it_looks(variants, tmp_path, pictures):
     model = predict.Answerer(variants)
     plain = model([("vqa: what colour is the circle?", pictures[:1])])
@@ -611,6 +645,8 @@ def test_where_it_looks(variants, tmp_path, pictures):
     frames = attention.attend(model, [np.asarray(f) for f in video.frames(clip, video.RATE)], film.question)
     assert film.weights.shape == (len(film.tokens), 3, 4, 4) and len(film.pictures) == 3
     np.testing.assert_array_equal(film.weights, frames.weights)
+    by_path = attention.attend(model, pathlib.Path(clip), film.question)
+    np.testing.assert_array_equal(film.weights, by_path.weights)
     with pytest.raises(UserError, match="picture.* cannot|no such file"):
         attention.attend(model, str(tmp_path / "none.png"), "vqa: what?")
     out = tmp_path / "out.png"

@@ -12,7 +12,7 @@ import jax
 
 from vlmx.errors import IN_THE_WAY, Unwritable, UserError
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a spreadsheet's formula begins, or hides its beginning
+FORMULA = (*"=+-@＝＋－＠", "\t", "\r", "\n")  # how a spreadsheet's formula begins, or hides its beginning
 LIMIT = 2**28  # bytes of a json file that is read whole
 
 # in words; all others are numbers
@@ -155,7 +155,7 @@ def describe_kind(value):
 
 def csv_cell(value):
     """Return a value as a cell of a csv that a spreadsheet takes for no formula: a text that begins as one gets a '."""
-    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" \u00a0\u3000").startswith(FORMULA) else value
 
 
 def plain_cell(text):

@@ -26,7 +26,7 @@ READERS = image_text.READERS | {name: functools.partial(videos.load, name) for n
 def load(name: str, data) -> Task:
     """The task `name`, one of vl_forms.FORMS. UserError as image_text.load and video_text.load."""
     if "root" not in data:
-        raise UserError(f"config.tasks: {name} is read from files, by configs as image_text.py and video_text.py alone.")
+        raise UserError(f"config.tasks: {name} is read from files, only by configs such as image_text.py.")
     if not data.get("root"):
         raise UserError(f"data.root: {name} needs the folder of its annotation files: --config.data.root=/data")
     if data.get("scenes"):
