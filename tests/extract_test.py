@@ -365,6 +365,10 @@ def test_frames_are_bounded_in_number_and_read_little_by_little(tmp_path, clip, 
     assert str(mixed["a"]) == "the end is missing" and str(mixed["b"]) == "no frames"
 
 
+def test_a_file_below_the_home_folder():
+    assert extract.arguments(["--images", "x", "--out=~/f.h5"]).out == os.path.expanduser("~/f.h5")
+
+
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
 def test_each_frame_of_an_animated_picture_is_shown_as_long_as_it_says(tmp_path, ending):
     path, shades = tmp_path / f"a.{ending}", [Image.new("RGB", (8, 8), (80 * i, 0, 0)) for i in range(3)]

@@ -198,7 +198,7 @@ def image_features(model, batch):
 def prompts(task, templates):
     """Texts of every class in every template, class first: (list of C*len(templates) texts, list of what each is)."""
     pairs = [(name, t) for name in task.classnames for t in templates]
-    texts = [t.replace("{}", name.replace("_", " ")) for name, t in pairs]  # other braces are text
+    texts = [t.replace("{}", name.replace("_", " ")) for name, t in pairs]  # braces of a name are text
     return texts, [f"class {name!r} in template {t!r}" for name, t in pairs]
 
 
