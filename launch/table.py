@@ -28,7 +28,9 @@ def collect(workdirs, out):
             continue
         results = read_json(path, AGAIN)
         with reading(path, AGAIN):
-            for cell in results["cells"] if "cells" in results else tables.cells("", results):
+            cells = results["cells"] if "cells" in results else tables.cells("", results)
+            tables.text(summary(cells))  # what is no number fails here, where its file is known
+            for cell in cells:
                 cell |= {"run": os.path.relpath(workdir / cell["run"], out)}
                 key = tuple(cell[k] for k in tables.KEYS)
                 if "failed" not in cell or "failed" in found.get(key, {"failed": ""}):
@@ -38,6 +40,11 @@ def collect(workdirs, out):
     return list(found.values())
 
 
+def summary(cells, title="", command=""):
+    """What results.json says of cells."""
+    return {"title": title, "command": command, "cells": cells, "seconds": sum(c.get("seconds", 0) for c in cells)}
+
+
 def main(argv):
     """The command; returns the exit status."""
     about, _, more = __doc__.partition("\n\n")
@@ -45,18 +52,17 @@ def main(argv):
     parser.add_argument("workdirs", nargs="+")
     parser.add_argument("--out", default="runs/table", help="folder of what is written; default: %(default)s")
     args = parser.parse_args(argv)
-    try:
-        cells = collect(args.workdirs, args.out)
-    except UserError as e:
-        print(f"\nerror: {e}", file=sys.stderr)
-        return WRONG
     from vlmx import report
 
     out = Path(args.out)
-    results = {"title": out.name, "command": " ".join(["python launch/table.py", *argv]), "cells": cells}
-    results |= {"created": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": sum(c.get("seconds", 0) for c in cells)}
-    write_json(out / "results.json", results)
-    report.write(out)
+    try:
+        command = " ".join(["python launch/table.py", *argv])
+        results = summary(collect(args.workdirs, args.out), out.name, command)
+        write_json(out / "results.json", results | {"created": time.strftime("%Y-%m-%d %H:%M:%S")})
+        report.write(out)
+    except UserError as e:
+        print(f"\nerror: {e}", file=sys.stderr)
+        return WRONG
     print(tables.text(results))
     return 0
 

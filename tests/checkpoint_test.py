@@ -209,7 +209,7 @@ def test_shapes_and_kinds_that_differ_are_listed(tmp_path):
         *(("method", value) for value in (3, None, "", ["coop"], "a\0b", "x" * 20_000, "\ud800")),
         *(("hyper", value) for value in ([1], "x", None)),
         *(("classes", value) for value in ([1, 2], "cat", [], ["a", "a"], [["a"]], {"a": 1}, ["\ud800"], [""])),
-        *(("templates", value) for value in ("a photo of a {}.", [1])),
+        *(("templates", value) for value in ("a photo of a {}.", [1], ["a photo"])),
         *(("image_size", value) for value in (-1, 2.5, "64", 10**9, True)),
         *((field, 1) for field in ("truncate", "upright", "model", "backbone", "variant", "make", "tasks")),
         *(("visual", value) for value in ([1], {"width": -1}, {"width": 10**9}, {"width": "x"})),

@@ -377,6 +377,10 @@ def test_animated_pictures_of_too_many_pixels_are_refused_at_once(tmp_path):
     frame = bytes.fromhex("2c 0000 0000 0100 0100 00 02 02 44 01 00")
     screen = b"GIF89a" + bytes.fromhex("2823 2823 80 00 00 000000 ffffff")
     (tmp_path / "a.gif").write_bytes(screen + 3000 * frame + b";")
+    wide = bytes.fromhex("2c 0000 0000 2823 2823 00 02 02 44 01 00")  # beyond a screen of 1 x 1 pixels
+    (tmp_path / "b.gif").write_bytes(screen.replace(b"\x28\x23", b"\1\0") + frame + wide + 2998 * frame + b";")
+    with pytest.raises(transforms.BadImage, match="3,000 frames of 9000 x 9000"):
+        list(video.frames(tmp_path / "b.gif", 1000))
     with pytest.raises(transforms.BadImage, match="3,000 frames of 9000 x 9000: over 20,000,000,000 pixels"):
         next(video.frames(tmp_path / "a.gif", 1))
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vlmx import files, tables
-from vlmx.data import own
+from vlmx.data import own, scene_files
 from vlmx.errors import UserError
 
 
@@ -99,9 +99,16 @@ def test_names_of_classes_and_images_in_splits_are_no_formulas_and_are_read_back
     assert again.train.labels.tolist() == made.train.labels.tolist()
 
 
+def test_a_damaged_note_on_drawn_scenes_is_an_error_for_a_person(tmp_path):
+    for content in (b"", b"[1]", b"{", b"\xff"):
+        (tmp_path / "scenes.json").write_bytes(content)
+        with pytest.raises(UserError, match="scenes.json: .* Remove this file: the scenes are written again"):
+            scene_files.write(tmp_path)
+
+
 def test_a_folder_in_place_of_a_file_that_is_written_is_an_error_for_a_person(tmp_path):
     (tmp_path / "few_shot").write_text("x")
     (tmp_path / "results.json").mkdir()
     for path in ("few_shot/seed_1.json", "results.json"):
-        with pytest.raises(UserError, match="cannot be written"):
+        with pytest.raises(UserError, match="cannot be written.*Move away the file"):
             files.write_json(tmp_path / path, {})

@@ -154,6 +154,8 @@ SLICE = ("--topology", "v5e:4x4", "--image", "i")
         *(("slurm.sh", (option, EVALUATED, *RUN)) for option in ("--nodes", "--gpus")),
         ("tpu.sh", ("status", "pod;touch ran", *ZONE)),
         ("tpu.sh", ("status", NEWLINE, *ZONE)),
+        *(("tpu.sh", ("create", "pod", *ZONE, "--type", "v4-8", option, word))
+          for option in ("--zone", "--project", "--type", "--version") for word in (NEWLINE, "--x=1", "a b")),
     ],
 )  # fmt: skip
 def test_words_are_data(script, args, tmp_path):
@@ -170,10 +172,21 @@ def test_words_are_data(script, args, tmp_path):
 def test_words_of_the_run_reach_gke_as_they_are():
     import yaml
 
-    words = ("python", "-c", "print(\"a\")\n\tprint('b')", "$(touch ran)", "- x: y", "\\n")
+    words = ("python", "-c", "print(\"a\")\n\tprint('b')", "$(touch ran)", "$(HOME)", "$$(HOME) $x", "- x: y", "\\n")
     job = yaml.safe_load(dry("gke.sh", "--topology", "v5e:2x2", "--image", "r/vlmx:tpu", "--", *words))
     pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["command"] == ["launch/start.sh", *words]
+    command = pod["containers"][0]["command"]
+    assert not any("$" in word.replace("$$", "") for word in command), "Kubernetes would put a variable in its place"
+    assert [word.replace("$$", "$") for word in command] == ["launch/start.sh", *words]
+
+
+@pytest.mark.parametrize("word", ("true", "null", "12", "1e5", "no", "0x1f"))
+def test_names_that_yaml_takes_for_something_else_stay_texts(word):
+    import yaml
+
+    job = yaml.safe_load(dry("gke.sh", *SLICE[:2], "--image", word, "--name", word, "--namespace", word, *RUN))
+    pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert job["metadata"]["name"] == job["metadata"]["namespace"] == pod["containers"][0]["image"] == word
 
 
 def test_words_of_the_run_reach_slurm_tasks_as_they_are(tmp_path):
@@ -204,10 +217,15 @@ def test_the_folder_of_the_plans_is_data(tmp_path):
 
 
 @pytest.mark.parametrize("name", ("RETRIES", "PAUSE"))
-@pytest.mark.parametrize("value", ("a[$(touch ran)0]", "-1", "x", "1e9", "1\n2"))
+@pytest.mark.parametrize("value", ("a[$(touch ran)0]", "-1", "x", "1e9", "1\n2", "1.5.5"))
 def test_how_often_and_how_late_a_command_starts_again_are_numbers(name, value):
     result = call("start.sh", "bash", "-c", "exit 75", **{"RETRIES": "0", "PAUSE": "0", name: value})
-    assert result.returncode == 2 and "are numbers" in result.stderr
+    assert result.returncode == 2 and "is a whole number" in result.stderr
+
+
+def test_a_command_starts_again_a_whole_number_of_times():
+    result = call("start.sh", "bash", "-c", "exit 75", RETRIES="1.5", PAUSE="0")
+    assert result.returncode == 2 and "RETRIES is a whole number" in result.stderr
 
 
 def test_the_scripts_are_clean():
@@ -407,6 +425,19 @@ def test_many_workdirs_become_one_table_and_one_csv(tmp_path, capsys):
     ]
     assert "maple" in (out / "tables.md").read_text() and "../a/coop" in (out / "report.html").read_text()
     assert table.main([str(tmp_path / "empty"), "--out", str(out)]) == 2
+
+
+@pytest.mark.parametrize("odd", ({"seconds": "x"}, {"summary": None}, {"n_test": "x"}, {"before": 3}, {"seeds": [{}]}))
+def test_a_damaged_workdir_is_named(odd, tmp_path, capsys):
+    sys.path.insert(0, str(LAUNCH))
+    import table
+
+    for folder, more in {"whole": {}, "damaged": odd}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "results.json").write_text(json.dumps(results("coop", 81.0, **more)))
+    folders = [str(tmp_path / "whole"), str(tmp_path / "damaged")]
+    assert table.main([*folders, "--out", str(tmp_path / "out")]) == 2
+    assert "damaged/results.json: not as vlmx wrote it" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------- images of containers

@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs import recipes
 from vlmx import main, method, variant
+from vlmx.errors import IN_THE_WAY, unwritable
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +46,25 @@ def test_list_offers_only_what_can_be_run(tmp_path, monkeypatch):
     assert set(recipes.RECIPES) <= offered and not offered & {"denoising", "contrastive", "adapter"}
     monkeypatch.chdir(tmp_path / "configs")
     assert f"none in {tmp_path / 'configs/configs'}: start where configs/ is" in main.listing()
+
+
+def test_modules_in_the_current_folder_take_no_place_of_installed_ones(tmp_path):
+    for name in ("json", "numpy", "transformers", "absl", "argparse", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    for command in ("main", "predict"):
+        args = [sys.executable, "-m", f"vlmx.{command}", "--help"]
+        assert subprocess.run(args, cwd=tmp_path, env=env, capture_output=True).returncode in (0, 1)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("error", (NotADirectoryError(20, "Not a directory", "x/tensorboard"),
+                                   FileExistsError(17, "File exists", "x/tensorboard"),
+                                   OSError(40, "Too many levels of symbolic links", "x/tensorboard")))  # fmt: skip
+def test_a_file_in_place_of_a_folder_is_one_error(error):
+    problem = str(unwritable(error, "x"))
+    assert problem == f"x/tensorboard cannot be written: {error.strerror}. {IN_THE_WAY}"
+    assert unwritable(OSError(5, "Input/output error"), "x") is None
 
 
 def test_help_shows_the_flags():

@@ -14,7 +14,7 @@ from vlmx import method as methods
 from vlmx import optim
 from vlmx.errors import UserError
 from vlmx.method import PHOTO, class_texts
-from vlmx.methods import clip_lora
+from vlmx.methods import clip_lora, promptsrc
 from vlmx.modules import prompts
 
 PET = "a photo of a {}, a type of pet."
@@ -165,7 +165,7 @@ def test_the_pre_trained_model_of_apex_reads_the_words_that_its_vectors_start_fr
 @pytest.mark.parametrize(
     ("name", "hyper", "message"),
     [
-        ("coop", {"n_ctx": 0}, "coop.n_ctx is a whole number from 1; got 0"),
+        ("coop", {"n_ctx": 0}, "n_ctx of coop: expected a whole number, at least 1 .*; got 0"),
         ("coop", {"n_ctx": -3}, "coop.n_ctx"),
         ("coop", {"n_ctx": 2.5}, "coop.n_ctx"),
         ("coop", {"n_ctx": True}, "coop.n_ctx"),
@@ -179,7 +179,7 @@ def test_the_pre_trained_model_of_apex_reads_the_words_that_its_vectors_start_fr
         ("ivlp", {"n_ctx_text": 0, "depth_vision": 0}, "nothing to train"),
         ("promptsrc", {"depth_text": 0, "n_ctx_vision": 0}, "nothing to train"),
         ("promptsrc", {"gpa_std": 0.0}, "promptsrc.gpa_std"),
-        ("promptsrc", {"teacher_templates": 0}, "promptsrc.teacher_templates is a whole number from 1 to 60; got 0"),
+        ("promptsrc", {"teacher_templates": 0}, f"at most {len(promptsrc.TEMPLATES)}; got 0"),
         ("promptsrc", {"teacher_templates": 61}, "promptsrc.teacher_templates"),
         ("apex", {"depth_vision": -1}, "apex.depth_vision"),
         ("apex", {"beta": float("nan")}, "ensemble.beta"),
@@ -187,9 +187,9 @@ def test_the_pre_trained_model_of_apex_reads_the_words_that_its_vectors_start_fr
         ("clip_adapter", {"reduction": 0}, "clip_adapter.reduction"),
         ("taskres", {"alpha": float("inf")}, "taskres.alpha"),
         ("tip_adapter", {"k": -1}, "tip_adapter.k"),
-        ("tip_adapter_f", {"search_step": (200,)}, "tip_adapter_f.search_step is a pair"),
+        ("tip_adapter_f", {"search_step": (200,)}, "search_step of tip_adapter_f: expected a tuple of 2"),
         ("tip_adapter", {"search_step": (2.5, 3)}, "tip_adapter.search_step"),
-        ("xmadapter", {"gamma": 2}, "xmadapter.gamma is a number from 0 to 1; got 2"),
+        ("xmadapter", {"gamma": 2}, "gamma of xmadapter: expected a number, at least 0 and at most 1; got 2"),
         ("xmadapter", {"reduction": -4}, "xmadapter.reduction"),
         ("linear_probe", {"max_iter": 0}, "linear_probe.max_iter"),
         ("clip_lora", {"rank": 0}, "clip_lora.rank"),
@@ -202,7 +202,7 @@ def test_the_pre_trained_model_of_apex_reads_the_words_that_its_vectors_start_fr
     ],
 )
 def test_sizes_that_are_none_are_refused_by_name(name, hyper, message):
-    if re.fullmatch(r"\w+\.\w+", message):  # of another kind than the default is refused for all methods alike
+    if re.fullmatch(r"\w+\.\w+", message):  # by the table of all methods, or by the method
         message = f"{message}|hyper-parameter {message.partition('.')[2]} of {name}"
     with pytest.raises(UserError, match=message):
         methods.make(name, **hyper)

@@ -194,6 +194,9 @@ def test_what_was_understood_is_said(tmp_path, names, classes, counts, note):
         (("train/a", "train/b", "training/a"), "two of them are the same one"),
         (("images_train/a", "images_test/a", "masks_train/a", "masks_test/a"), "two of them are the same one"),
         (("cat/train", "cat/test", "dog/train", "dog/test"), "each class folder holds splits.*ROOT/test/CLASS"),
+        (("cat/train", "cat/test", "dog/train"), r"each class folder holds splits \(test, train\)"),
+        (("a/b/x", "a/b/y"), "holds one folder, of 2: did you mean data.root=.*data/a/b?"),
+        (("a", "b\x1b[31m"), r"a class folder is called 'b\\x1b\[31m'; rename it"),
         (("train/images/a", "train/images/b"), "data/train holds one folder, of 2: move what is in .*train/images up"),
         (("1", "01", "2"), "the classes '01' and '1' are the same number"),
     ],
@@ -479,7 +482,7 @@ def test_table_without_splits_and_with_paths_elsewhere(tmp_path):
         "path,label\na.jpg," + "x" * 10_000: "line 2: .* has 10000 characters",
         "path,label,label\na.jpg,cat,dog": "line 1: there are two columns called 'label'",
         "path,label\na\0.jpg,cat": "line 2: there is no image .*a.x00.jpg",
-        "path,label\na.jpg,c\0at": "line 2: the label .* null character",
+        "path,label\na.jpg,c\0at": "line 2: the label .* control character",
         "path,label\n.,cat": "line 2: there is no image",
         "path,label,split\na.jpg,cat,train\n./a.jpg,cat,test": "line 3: ./a.jpg .the same file as a.jpg. .* at line 2",
         "path,label\na.jpg,1\nb.jpg,01": "the classes '01' and '1' are the same number",
@@ -518,10 +521,12 @@ def test_wrong_rows_are_left_out_and_counted(tmp_path):
 
 def test_a_class_is_not_lost_where_wrong_rows_are_left_out(tmp_path):
     text = "path,label,split\na.jpg,cat,train\nb.jpg,dog,train\nz.jpg,fox,train\nc.jpg,fox,west\n,owl,train\n"
-    with pytest.raises(UserError, match="would leave out all of the class 'fox' and of 1 more, .* line 4: there is no"):
+    with pytest.raises(UserError, match="line 4: there is no .* Correct the row, or leave .*=skip$"):
+        table(tmp_path, text)
+    with pytest.raises(UserError, match="no training image of the class 'fox' and of 1 more, .* line 4: there is"):
         table(tmp_path, text, bad_images="skip")
     parts = SPLIT | {"train": [*TRAIN, ["", 2, "third"]]}
-    with pytest.raises(UserError, match=r"all of the class 'third', for instance train\[2\] is \['', 2, 'third'\]"):
+    with pytest.raises(UserError, match=r"image of the class 'third', for instance train\[2\] is \['', 2, 'third'\]"):
         split_file(tmp_path, parts, bad_images="skip")
 
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmx import attention, checkpoint, method, predict, variant
+from vlmx import attention, checkpoint, method, predict, variant, vl
 from vlmx.data import scene_text, scenes, video
 from vlmx.errors import UserError
 from vlmx.models import zoo
@@ -155,6 +158,10 @@ def test_what_is_refused(tmp_path, pictures):
     with pytest.raises(UserError, match="name it with --model"):
         run("--checkpoint", tmp_path / "c", "--image", pictures[0])
     run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--model", "tiny_clip")
+    exported(tmp_path / "d", "coop", model="epoch_1.pt")
+    with pytest.raises(UserError, match="d was tuned on this model; name it with --model where it lies elsewhere: unk"):
+        run("--checkpoint", tmp_path / "d", "--image", pictures[0])
+    run("--checkpoint", tmp_path / "d", "--image", pictures[0], "--model", "tiny_clip")
 
 
 # -------------------------------------------------------------------- what a checkpoint may do
@@ -240,16 +247,18 @@ def test_hyper_parameters_of_a_checkpoint_are_bounded(tmp_path, hyper, problem):
     ],
 )
 def test_hyper_parameters_of_a_checkpoint_obey_the_rules_of_a_config(name, hyper, problem):
-    with pytest.raises(UserError, match=problem):
-        predict.refuse_wrong_hyper("c", name, hyper)
+    with pytest.raises(UserError, match=f"^c/tuned.json: .*{problem}"):
+        predict._make("c", (variant if "single" in name else method).make, name, hyper)
 
 
 def test_what_a_config_may_be_a_checkpoint_may_be():
-    predict.refuse_wrong_hyper("c", "tip_adapter", {"search_step": [0, 0], "k": 0, "alpha": 1})
-    predict.refuse_wrong_hyper("c", "my.method", {"n_ctx": "what it likes"})
+    predict._make("c", method.make, "tip_adapter", {"search_step": [0, 0], "k": 0, "alpha": 1})
+    predict._make("c", variant.make, "single_compacter", {"rank": None})
+    assert method.build("my.method", lambda n_ctx: n_ctx, {"n_ctx": "what it likes"}) == "what it likes"
+    assert method.build("mine", lambda n_ctx: n_ctx, {"n_ctx": np.int64(3)}) == 3
     for name, (file, hyper) in variant.PUBLISHED.items():
-        patterns = [variant.VISUAL, variant.NORMS, variant.BIASES, *variant.make(file, **hyper).trains]
-        predict.refuse_wrong_hyper("c", name, hyper | {"trains": patterns})
+        trains = variant.make(file, **hyper).trains
+        predict._make("c", variant.make, name, hyper | ({"trains": list(trains)} if file != "full" else {}))
 
 
 def test_hyper_parameters_of_a_part_are_by_name(tmp_path):
@@ -361,6 +370,29 @@ def test_a_folder_to_write_into_is_refused_before_a_model_is_loaded(tmp_path, pi
     monkeypatch.setattr(zoo, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match="a folder; expected the name of a file"):
         run("--checkpoint", tmp_path / "c", "--image", pictures[0], "--out", tmp_path)
+
+
+def test_what_a_checkpoint_says_sends_no_command_to_the_terminal(tmp_path, pictures, capsys):
+    exported(tmp_path / "c", "coop", classes=["red\x1b[2J", "a\nb"])
+    run("--checkpoint", tmp_path / "c", "--image", pictures[0])
+    said = capsys.readouterr().out
+    assert "red\\x1b[2J" in said and "a\\nb" in said and "\x1b" not in said and len(said.splitlines()) == 3
+    assert predict.describe_row({"image": "x", "answer": "a\x1b[2J"}) == "x: a\\x1b[2J"
+
+
+def test_a_config_above_a_checkpoint_that_is_wrong_is_told_apart_from_the_checkpoint(tmp_path, pictures):
+    exported(tmp_path / "run/m/seed_1", "coop")
+    (tmp_path / "run/config.json").write_text('{"model": {"name": "tiny_clip", "act": 3}}')
+    with pytest.raises(UserError, match="config.json: 'act' is 3; expected a text. Repair it, or move"):
+        predict.Classifier(tmp_path / "run/m/seed_1")
+
+
+def test_a_folder_among_images_is_said_to_be_one(tmp_path, pictures):
+    exported(tmp_path / "c", "coop")
+    lines = [{"image": str(tmp_path)}, {"image": "\ud800.png"}, {"image": pictures[0]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder, name, _ = run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
+    assert folder["error"] == "Is a directory" and name["error"] == "no name that a file can have"
 
 
 def test_requests_from_a_pipe_are_refused_and_names_that_are_not_utf8_are_read(tmp_path, pictures):
@@ -529,6 +561,13 @@ def test_arrays_that_are_not_the_variants_are_refused(variants, change):
         predict.Answerer(variants)
 
 
+def test_a_tower_with_features_of_another_width(variants, pictures):
+    model = predict.Answerer(variants)
+    model.model = model.model.replace(config=dataclasses.replace(model.model.config, visual=Visual(64, 16)))
+    with pytest.raises(UserError, match="of width 128; the variant was tuned on features of width 64. .*--tower"):
+        model([("vqa: what is it?", pictures[:1])])
+
+
 def test_answers_to_texts(variants, tmp_path, pictures):
     folder = variants
     rows = run("--checkpoint", folder, "--image", *pictures[:2], "--text", "nlvr: there is a circle.")
@@ -560,6 +599,34 @@ def test_answers_to_texts(variants, tmp_path, pictures):
         run("--checkpoint", folder, "--image", pictures[0], "--text", "vqa: what?")
 
 
+def test_a_variant_that_was_copied_away_from_its_run_knows_its_models(variants, tmp_path, pictures):
+    asked = "--image", pictures[0], "--text", "vqa: what colour is the circle?"
+    (row,) = run("--checkpoint", variants, *asked)
+    above = variants.parents[1] / "config.json"
+    tower = {"name": "tiny_clip", "act": "quick_gelu", "heads": [2, 2], "arch": ""}
+    above.write_text(json.dumps(json.loads(above.read_text()) | {"tower": tower}))
+    assert run("--checkpoint", variants, *asked) == [row]
+    config = importlib.import_module("configs.scenes_vl").get_config()
+    config.seed, config.tower.heads = 1, (2, 2)
+    note(variants, **vl.backbones(config))
+    folder = shutil.copytree(variants, tmp_path / "copy")
+    assert run("--checkpoint", folder, *asked) == [row]
+    note(folder, tower_heads=[4, 4])
+    with pytest.raises(UserError, match="2 in the image tower, 2 in the text tower"):
+        run("--checkpoint", folder, *asked)
+    note(folder, tower="epoch_1.pt")
+    with pytest.raises(UserError, match="copy was tuned on this model; name it with --tower where it"):
+        run("--checkpoint", folder, *asked)
+
+
+def test_pictures_of_any_kind_are_asked_about(variants, pictures):
+    model, text = predict.Answerer(variants), "vqa: what colour is the circle?"
+    opened = Image.open(pictures[0])
+    kinds = ([pictures[0]], pictures[0], pathlib.Path(pictures[0]), opened, np.asarray(opened), [opened])
+    assert len(set(model([(text, kind) for kind in kinds]))) == 1
+    assert model([]) == []
+
+
 def test_where_it_looks(variants, tmp_path, pictures):
     model = predict.Answerer(variants)
     plain = model([("vqa: what colour is the circle?", pictures[:1])])
@@ -578,6 +645,8 @@ def test_where_it_looks(variants, tmp_path, pictures):
     frames = attention.attend(model, [np.asarray(f) for f in video.frames(clip, video.RATE)], film.question)
     assert film.weights.shape == (len(film.tokens), 3, 4, 4) and len(film.pictures) == 3
     np.testing.assert_array_equal(film.weights, frames.weights)
+    by_path = attention.attend(model, pathlib.Path(clip), film.question)
+    np.testing.assert_array_equal(film.weights, by_path.weights)
     with pytest.raises(UserError, match="picture.* cannot|no such file"):
         attention.attend(model, str(tmp_path / "none.png"), "vqa: what?")
     out = tmp_path / "out.png"

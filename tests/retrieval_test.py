@@ -376,7 +376,7 @@ def test_a_run_trains_the_prior_first_once_and_says_what_was_not_searched(tmp_pa
         ("tip_adapter", {"templates": "data"}, "value of tip_adapter.templates"),
         ("tip_adapter_f", {"templates": "data"}, "value of tip_adapter_f.templates"),
         ("xmadapter", {"adapt_gamma": "class"}, "value of xmadapter.adapt_gamma"),
-        ("xmadapter", {"gamma": 1.5}, "a number from 0 to 1; got 1.5"),
+        ("xmadapter", {"gamma": 1.5}, "a number, at least 0 and at most 1; got 1.5"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(name, hyper, said):

@@ -114,6 +114,10 @@ def test_coops_items_by_file_name(tmp_path):
         png(records[got.test.names[0]])
     ]
     assert any("left out: 1 images of" in note and "Forest/Forest_77.jpg" in note for note in got.notes)
+    items["train"].append(["River/River_77.jpg", 2, "River"])
+    (tmp_path / "mine.json").write_text(json.dumps(items))
+    with pytest.raises(UserError, match="bad_images=skip would leave no training image of the class 'River', for"):
+        task.load(config, tmp_path)
     with pytest.raises(UserError, match="none.json is not there"):
         task.load(config | {"split_file": "none.json"}, tmp_path)
 

@@ -195,7 +195,7 @@ def test_broken_images_say_what_is_wrong(tmp_path):
     cases = [
         (str(tmp_path / "none.jpg"), "no such file"),
         (str(tmp_path / "empty.jpg"), "the file is empty"),
-        (str(tmp_path), "IsADirectoryError"),
+        (str(tmp_path), "Is a directory"),
         (b"", "the file is empty"),
         (b"not an image at all", "not an image"),
         (good[: len(good) // 2], "truncated|Truncated|broken"),

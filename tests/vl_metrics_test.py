@@ -85,6 +85,12 @@ def test_words_are_stanfords(tmp_path):
     assert said[: len(texts)] == list(texts.values())
 
 
+def test_captions_of_which_no_reference_has_a_word():
+    """The tool fails there; a run that has trained would end without its numbers."""
+    scores = caption.captions(["a cat", ""], [["\U0001f600"], ["", "."]], java=False)
+    assert scores["CIDEr"] == 0 and all(0 <= score <= 100 for score in scores.values())
+
+
 def test_captions_without_java(monkeypatch):
     monkeypatch.setattr(caption.shutil, "which", lambda name: None)
     caption.lacking.cache_clear()

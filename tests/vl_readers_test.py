@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+import unicodedata
 
 import h5py
 import numpy as np
@@ -317,13 +318,53 @@ def test_files_of_another_kind(tmp_path, content):
         image_text.load("vqa", tmp_path, bad="skip")
 
 
+def change(path, text, other):
+    """Replace a text everywhere in a file."""
+    content = path.read_text()
+    assert text in content
+    path.write_text(content.replace(text, other))
+
+
+def test_ids_that_are_texts_in_one_of_two_files(tmp_path):
+    write_vqa(tmp_path)
+    for year in ("train2014", "val2014"):
+        path = tmp_path / f"vqa/v2_mscoco_{year}_annotations.json"
+        path.write_text(re.sub(r'"question_id": (\d)', r'"question_id": "\1"', path.read_text()))
+    task = image_text.load("vqa", tmp_path)
+    assert [e.targets for e in task.train] == [(("net", 1.0),)] * 3
+    assert json.loads(submission.submission("vqa", task.test, ["a"])) == [{"question_id": 4, "answer": "a"}]
+
+
+def test_blank_answers_are_none(tmp_path):
+    write_vqa(tmp_path), write_gqa(tmp_path)
+    for answer in ("net", "netting", "the net", "mesh", "a net"):
+        for year in ("train2014", "val2014"):
+            change(tmp_path / f"vqa/v2_mscoco_{year}_annotations.json", f'"{answer}"', '" "')
+    with pytest.raises(UserError, match="none of the 3 training questions has a target, .* and not blank"):
+        image_text.load("vqa", tmp_path)
+    path = tmp_path / "GQA/train_balanced_questions.json"
+    path.write_text(re.sub('"answer": "[^"]*"', '"answer": " "', path.read_text()))
+    with pytest.raises(UserError, match="train_balanced_questions.json, '07': '07' has no answer"):
+        image_text.load("gqa", tmp_path)
+
+
+@pytest.mark.parametrize("label", [2, "yes", 1.0, [1]])
+def test_labels_that_are_neither_true_nor_false(tmp_path, label):
+    write_nlvr(tmp_path)
+    path = tmp_path / "nlvr/train.json"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines(path, [rows[0] | {"label": label}, *rows[1:]])
+    message = f"line 1: 'label' is {label!r}. Expected \"True\" or \"False\""
+    with pytest.raises(UserError, match=re.escape(message)):
+        image_text.load("nlvr", tmp_path)
+    assert len(image_text.load("nlvr", tmp_path, bad="skip").train) == len(rows) - 1
+
+
 @pytest.mark.parametrize(
     "task, file, text, repeated, key",
     [
-        ("vqa", "vqa/v2_mscoco_train2014_annotations.json", '"answer": "net"', '"answer": "x", "answer": "net"',
-         "answer"),
-        ("vqa", "vqa/v2_OpenEnded_mscoco_train2014_questions.json", '"image_id"', '"image_id": 9, "image_id"',
-         "image_id"),
+        ("vqa", "vqa/v2_mscoco_train2014_annotations.json", '"answer": "a', '"answer": "x", "answer": "a', "answer"),
+        ("vqa", "vqa/v2_OpenEnded_mscoco_train2014_questions.json", '"image', '"image_id": 9, "image', "image_id"),
         ("caption", "COCO/dataset_coco.json", '"sentid": 0', '"sentid": 0, "raw": "x"', "raw"),
         ("gqa", "GQA/train_balanced_questions.json", '"answer":', '"answer": "x", "answer":', "answer"),
         ("gqa", "GQA/train_balanced_questions.json", '"structural":', '"structural": "x", "structural":', "structural"),
@@ -736,11 +777,15 @@ def test_feature_files_that_cannot_be_used(tmp_path):
     bad = rows(4)
     bad[2, 1] = np.inf
     content = {"a": {"features": bad}, "b": {"x": rows(2)}, "c": {"features": rows(2)}}
-    source = write_features(tmp_path / "f.h5", content)
+    write_features(tmp_path / "f.h5", content)
+    with h5py.File(tmp_path / "f.h5", "a") as file:
+        file["link/features"] = h5py.ExternalLink("elsewhere.h5", "x")
+    source = vl_features.where(tmp_path / "f.h5")
     for name, message in {
         "a": "f.h5, 'a': features that are not finite, the first in row 2",
         "b": r"f.h5, 'b' has 'x', no array 'features'",
-        "d": r"f.h5: no features of 'd'; it has those of 'a', 'b', 'c'",
+        "d": r"f.h5: no features of 'd'; it has those of 'a', 'b', 'c', 'link'",
+        "link": "f.h5, 'link' has 'features', but that is a link to nothing or a group",
     }.items():
         with pytest.raises(UserError, match=message):
             source[name]
@@ -758,15 +803,38 @@ def test_feature_files_that_cannot_be_used(tmp_path):
     np.savez(folder / "b.npz", rows(2))
     (folder / "c.npz").write_bytes((folder / "a.npz").read_bytes()[:-30])
     np.save(folder / "d.npy", rows(2) * np.nan)
+    (folder / "f.npy").write_text("no array")
+    np.savez(folder / "g.npz", features=np.array([{}]))
+    np.save(folder / "h.npy", np.array([{}]))
     for name, message in {
         "a": "a.npz has 'x', 'bbox', no array 'features'", "b": "b.npz has 'arr_0', no array",
         "c": "c.npz cannot be read", "d": "d.npy: features that are not finite", "e": "no features of 'e'",
+        "f": "f.npy cannot be read: it is no .npy", "g": "g.npz cannot be read: it holds Python objects",
+        "h": "h.npy cannot be read: it holds Python objects",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):
             vl_features.where(folder)[name]
     np.save(folder / "a.npy", rows(2))
     with pytest.raises(UserError, match="features of 'a' twice: a.npz, a.npy"):
         vl_features.where(folder)
+
+
+def test_names_are_the_same_with_composed_and_decomposed_accents(tmp_path):
+    """As Linux and macOS write them: features in one file, in a folder, and pictures."""
+    names = [unicodedata.normalize(form, "caf\u00e9 1") for form in ("NFC", "NFD")]
+    for name, other in (names, names[::-1]):
+        folder = tmp_path / str(len(name))
+        (folder / "images").mkdir(parents=True)
+        np.save(folder / f"{name}.npy", rows(2))
+        Image.new("RGB", (8, 8), "red").save(folder / f"images/{name}.png")
+        one = write_features(folder / "images/f.h5", {name: {"features": rows(2)}})
+        for source in (one, vl_features.where(folder)):
+            assert other in source and source.outline(other).rows == 2 and source.place(other)
+            np.testing.assert_array_equal(source[other], rows(2))
+        pictures = published.Pictures(folder / "images", False)
+        assert other in pictures and pictures[other].shape == (8, 8, 3)
+        shown = published.shown("vqa", (other,), ConfigDict({"root": str(folder)}))
+        assert [picture.size for picture in shown] == [(8, 8)]
 
 
 def test_bad_features_are_left_out(tmp_path):

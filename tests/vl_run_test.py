@@ -162,6 +162,24 @@ def test_features_of_all_videos_are_checked_before_the_training(tmp_path):
             vl.encode(config, (task,), None)
 
 
+@pytest.mark.parametrize(
+    "named, message",
+    [
+        ("image_text.py:tasks=scenes_vqa", "scenes_vqa is drawn, by configs as scenes_vl.py"),
+        ("scenes_image_text.py:tasks=scenes_told", "scenes_told is drawn, by configs as scenes_vl.py"),
+        ("scenes_vl.py:tasks=vqa", "vqa is read from files, by configs as image_text.py"),
+        ("image_text.py:tasks=vqa+tvqa", "tasks about pictures and about videos, .* not trained in one run"),
+    ],
+)
+def test_tasks_that_do_not_go_with_a_config_or_with_each_other(tmp_path, named, message):
+    write_vqa(tmp_path), write_value(tmp_path)
+    config = main.load(f"configs/{named},batch=8")
+    if "root" in config.data:
+        config.data.root = str(tmp_path)
+    with pytest.raises(UserError, match=f"config.tasks: .*{message}"):
+        vl.run(config, tmp_path / "run")
+
+
 def test_a_batch_that_a_person_sets_holds_for_all_tasks():
     """Behind the colon, as a flag, for sweeps, and in Python; what is set for one task stays."""
     published = {"vqa": 500, "gqa": 833, "nlvr": 166, "caption": 416}
@@ -378,6 +396,8 @@ def test_told_to_stop_it_goes_on_to_the_same_numbers(ran, tmp_path, monkeypatch)
     results = vl.run(small(), tmp_path / "run")
     files = [folder / "single_adapter/tuned/tuned.safetensors" for folder in (whole, tmp_path / "run")]
     assert files[0].read_bytes() == files[1].read_bytes()
+    about = json.loads(files[0].with_name("tuned.json").read_text())
+    assert [about[key] for key in ("model", "tower", "what")] == ["tiny_bart", "tiny_clip", "grid"]
     old, new = json.loads((whole / "single_adapter/result.json").read_text())["run"], results["runs"][0]
     assert old["tasks"] == new["tasks"] and old["curve"] == new["curve"]
 

@@ -281,6 +281,32 @@ def test_names_without_their_prefix_and_other_names_of_the_word_embedding(tmp_pa
     assert not params["logits_bias"].any()
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_model_inside_a_module_of_lightning(family, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model = backbone(family)
+    convert_seq.save_hf(tmp_path, model.config, model.params)
+    plain = convert_seq.read(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({f"model._orig_mod.{k}": v for k, v in tensors.items()}, tmp_path / "model.safetensors")
+    config, params = convert_seq.read(tmp_path)
+    assert config == plain[0]
+    jax.tree.map(np.testing.assert_array_equal, params, plain[1])
+
+
+def test_a_generation_config_that_cannot_be_read_is_not_passed_over(tmp_path):
+    model = backbone("t5")
+    convert_seq.save_hf(tmp_path, model.config, model.params)
+    (tmp_path / "generation_config.json").symlink_to("nowhere")
+    with pytest.raises(UserError, match="generation_config.json: a link that leads nowhere"):
+        convert_seq.read(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").mkdir()
+    with pytest.raises(UserError, match="generation_config.json: cannot be read: not a regular file"):
+        convert_seq.read(tmp_path)
+
+
 def word_level(folder, words):
     """Writes a tokenizer of words, which ends texts with </s>, into a folder."""
     vocab = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{w: i + 3 for i, w in enumerate(words)}}

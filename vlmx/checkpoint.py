@@ -250,15 +250,19 @@ ABOUT = 2**23  # bytes of tuned.json
 
 def is_text(value):
     """Whether a json value is a text that can be a name: not empty, of letters that can be written."""
-    return isinstance(value, str) and 0 < len(value) <= LETTERS and "\0" not in value and _is_unicode(value)
+    return isinstance(value, str) and bool(value.strip()) and _can_be_written(value)
 
 
-def _is_unicode(text):
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+def _can_be_written(text):
+    return len(text) <= LETTERS and not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_texts(value):
     return isinstance(value, list) and all(map(is_text, value))
+
+
+def _is_templates(value):
+    return _is_texts(value) and all("{}" in text for text in value)
 
 
 def _is_names(value):
@@ -270,7 +274,7 @@ def _is_size(value):
 
 
 def _is_sizes(value):
-    return isinstance(value, list) and all(map(_is_size, value))
+    return isinstance(value, list | tuple) and all(map(_is_size, value))
 
 
 def _is_path(value):
@@ -287,7 +291,7 @@ FIELDS = {
     "hyper": (lambda value: isinstance(value, dict), "an object {name: value}"),
     "classes": (_is_names, "a list of names, none twice"),
     "tasks": (_is_names, "a list of names, none twice"),
-    **dict.fromkeys(("templates", "ensemble"), (_is_texts, "a list of texts")),
+    **dict.fromkeys(("templates", "ensemble"), (_is_templates, "a list of texts with {} for the class")),
     **dict.fromkeys(("upright", "truncate"), (lambda value: isinstance(value, bool), "true or false")),
     **dict.fromkeys(
         ("image_size", "tower_image_size"), (lambda value: value is None or _is_size(value), "a number of pixels, or 0")
@@ -301,13 +305,13 @@ FIELDS = {
 AGAIN = "Copy the folder of the checkpoint once more, whole, from where it comes."
 
 
-def refuse_wrong_fields(where, fields, needed=()):
-    """UserError for a field of `FIELDS` that is not of its kind, or a `needed` one that is missing."""
+def refuse_wrong_fields(where, fields, needed=(), advice=AGAIN):
+    """UserError, ending in the advice, for a field that is not as `FIELDS` says, or a `needed` one that is missing."""
     for name, (is_right, expected) in FIELDS.items():
         if name in fields and not is_right(fields[name]):
-            raise UserError(f"{where}: {name!r} is {reprlib.repr(fields[name])}; expected {expected}. {AGAIN}")
+            raise UserError(f"{where}: {name!r} is {reprlib.repr(fields[name])}; expected {expected}. {advice}")
     if missing := [name for name in needed if name not in fields]:
-        raise UserError(f"{where}: no {' and no '.join(map(repr, missing))}; such a file has these. {AGAIN}")
+        raise UserError(f"{where}: no {' and no '.join(map(repr, missing))}; such a file has these. {advice}")
 
 
 def read_about(folder, needed=()):

@@ -10,7 +10,7 @@ mean of alpha, that of the pre-trained model the rest. B images, C classes, C_tr
 import jax.numpy as jnp
 
 from vlmx.errors import UserError
-from vlmx.method import PHOTO, check_number, image_features, template_features
+from vlmx.method import PHOTO, image_features, template_features
 from vlmx.models.clip import cosine
 
 
@@ -25,8 +25,6 @@ def make(method, beta=4.0, threshold=0.05):
 
 def over(method, beta, threshold, template):
     """`make`, where the pre-trained model reads the classes in another template."""
-    check_number("ensemble.beta", beta, 0, whole=False)
-    check_number("ensemble.threshold", threshold, whole=False)
     if method.trains:
         raise UserError("the ensemble needs the pre-trained model beside the tuned one, and this method changes it.")
 

@@ -43,7 +43,7 @@ class Unwritable(UserError):
 
 def unwritable(error, where):
     """Return the Unwritable of an OSError, or None for one of another kind; where: the path, in case it names none."""
-    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
         return Unwritable(error.filename or where, error.strerror, IN_THE_WAY)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
         return Unwritable(error.filename or where, error.strerror)

@@ -383,7 +383,7 @@ def arguments(argv):
     parser.add_argument("--arch", help="of a state dict without configuration: its name in OpenCLIP, such as ViT-B-32")
     parser.add_argument("--act", choices=ACTIVATIONS, help="of such a file, in place of --arch: its activation")
     parser.add_argument("--heads", type=int, nargs="+", metavar="N", help="of such: heads of image and text tower")
-    parser.add_argument("--out", required=True, metavar="FILE.h5")
+    parser.add_argument("--out", required=True, metavar="FILE.h5", type=os.path.expanduser)
     parser.add_argument("--what", choices=WHAT, default="grid", help="grid: patches, or the last map; default: grid")
     parser.add_argument("--rate", type=float, default=video.RATE, help="frames a second; default: 1 every 1.5 seconds")
     parser.add_argument("--transform", choices=HOW, help="center: as the model states; default: squash, videos: center")

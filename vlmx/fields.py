@@ -130,8 +130,10 @@ FOLDER = Rule(
 )
 REGEX = Rule("a regular expression", _is_regex)
 PATTERN = Rule("a regular expression without groups that repeat", _is_quick_regex)
-TEMPLATE = Rule("a text with one {} for the class and no other brace, as in 'a photo of a {}.'", _is_template)
-TEMPLATES = either(TEMPLATE, several(TEMPLATE))
+TEMPLATES = Rule(
+    "a text or a tuple of texts, each with one {} for the class and no other brace, as in 'a photo of a {}.'",
+    lambda x: isinstance(x, (str, tuple, list)) and all(map(_is_template, [x] if isinstance(x, str) else x)),
+)
 SEED = integer(0)
 SIZE = integer(1, 65_536)  # of what a model holds: vectors, units, layers
 WORKERS = integer(0, 1024)
@@ -150,13 +152,14 @@ DURATION = Rule(
 )
 NORMS = several(choice("pre", "post"), different=True)
 
-# Hyper-parameters of the package's methods and variants, by name: the arguments of their `make`, which refuses names
-# that it does not know.
+# Hyper-parameters of the package's methods and variants, by name: the arguments of their `make`. `method.build` refuses
+# others for Python and checkpoints too.
 HYPER = {
     **dict.fromkeys(("n_ctx", "depth", "reduction", "hidden", "embed", "middle", "q", "n"), SIZE),
     **dict.fromkeys(("n_ctx_text", "n_ctx_vision", "depth_text", "depth_vision"), integer(0, 65_536)),
     **dict.fromkeys(("decoder_length", "k"), integer(0, 65_536)),
-    **dict.fromkeys(("microbatch", "max_iter", "teacher_templates"), integer(1)),
+    **dict.fromkeys(("microbatch", "max_iter"), integer(1)),
+    "teacher_templates": integer(1, 60),  # as many as methods/promptsrc.py has
     **dict.fromkeys(("alpha", "beta", "scale", "lam", "hard_scale", "text_weight", "image_weight"), number()),
     **dict.fromkeys(("gpa_mean", "threshold"), number()),
     **dict.fromkeys(("csc", "train_keys", "mask_self", "cross", "one_net"), FLAG),
@@ -168,7 +171,7 @@ HYPER = {
     "ratio": SHARE,
     "gamma": SHARE,
     "dropout": RATE,
-    "gpa_std": POSITIVE,
+    "gpa_std": number(1e-6),
     "ctx_init": text(empty=True),
     "maps": text(empty=True),
     "norms": NORMS,

@@ -12,7 +12,7 @@ import jax
 
 from vlmx.errors import IN_THE_WAY, Unwritable, UserError
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a spreadsheet's formula begins, or hides its beginning
+FORMULA = (*"=+-@＝＋－＠", "\t", "\r", "\n")  # how a spreadsheet's formula begins, or hides its beginning
 LIMIT = 2**28  # bytes of a json file that is read whole
 
 # in words; all others are numbers
@@ -55,7 +55,8 @@ def read_text(path, advice="", limit=LIMIT, errors="strict"):
     path = Path(path)
     try:
         if not path.exists():
-            raise UserError(f"{path}: no such file. {advice}".rstrip())
+            problem = "a link that leads nowhere" if path.is_symlink() else "no such file"
+            raise UserError(f"{path}: {problem}. {advice}".rstrip())
         if not path.is_file():
             raise UserError(f"{path}: a {'folder' if path.is_dir() else 'pipe or device'}, no file. {advice}".rstrip())
         if (size := path.stat().st_size) > limit:
@@ -154,7 +155,7 @@ def describe_kind(value):
 
 def csv_cell(value):
     """Return a value as a cell of a csv that a spreadsheet takes for no formula: a text that begins as one gets a '."""
-    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" \u00a0\u3000").startswith(FORMULA) else value
 
 
 def plain_cell(text):

@@ -9,8 +9,6 @@ B images, C classes, E feature size, M training images.
 import importlib
 import importlib.resources
 import inspect
-import math
-import numbers
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -20,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vlmx import partition
+from vlmx import fields, partition
 from vlmx.errors import UserError, unknown
 
 PRETRAINING = ("contrastive", "denoising")  # losses of configs/pretrain_*.py, in no recipe
@@ -103,15 +101,6 @@ class Method(NamedTuple):
         return self.init is no_init and not self.trains
 
 
-def check_number(name, value, least=-math.inf, most=math.inf, whole=True):
-    """Refuse, with a UserError, a hyper-parameter that is no (whole) number from `least` to `most`."""
-    kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most and math.isfinite(value):
-        return
-    bounds = [f"{word} {bound:g}" for word, bound in (("from", least), ("to", most)) if math.isfinite(bound)]
-    raise UserError(f"{name} is a {'whole ' if whole else ''}number {' '.join(bounds)}".rstrip() + f"; got {value!r}.")
-
-
 def start(method, key, model, consts, support):
     """The start `v` of one seed; backbone weights that the method tunes are in v["train"]["backbone"], in float32."""
     v = method.init(key, model, consts, support)
@@ -175,13 +164,20 @@ def make(name, **hyperparameters):
 def build(name, make, hyperparameters, *args):
     """Return `make(*args, **hyperparameters)` of the method or variant `name`.
 
+    `fields.HYPER` says what a hyper-parameter may be, in a config, a checkpoint and Python alike; a `make` refuses only
+    what no table can know. A module outside of the package has rules of its own.
+
     Raises:
-        UserError: a hyper-parameter that `make` does not take.
+        UserError: a hyper-parameter that `make` does not take, or that is not as the table says.
     """
-    known = list(inspect.signature(make).parameters)[len(args) :]
-    for key in hyperparameters:
+    known = dict(list(inspect.signature(make).parameters.items())[len(args) :])
+    for key, value in hyperparameters.items():
         if key not in known:
             raise unknown(f"hyper-parameter of {name}", key, known)
+        rule = None if "." in name else fields.HYPER.get(key)
+        plain = value.item() if isinstance(value, np.generic) else value
+        if rule and plain is not known[key].default and not rule.valid(plain):
+            raise UserError(f"hyper-parameter {key} of {name}: expected {rule.expected}; got {reprlib.repr(value)}.")
     return make(*args, **hyperparameters)
 
 

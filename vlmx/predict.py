@@ -31,7 +31,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vlmx import checkpoint, fields, files, partition, shard, variant
+from vlmx import checkpoint, files, partition, shard, variant
 from vlmx import method as methods
 from vlmx.data import image_files, pipeline, transforms
 from vlmx.data.task import Split
@@ -67,14 +67,14 @@ class Classifier:
         self.classes = _as_spelled(learnt, (classes,) if isinstance(classes, str) else tuple(classes)) or learnt
         if twice := [c for c in dict.fromkeys(self.classes) if self.classes.count(c) > 1]:
             raise UserError(f"the class {twice[0]!r} is named twice; each name is one class.")
-        refuse_wrong_hyper(folder, name, meta["hyper"])
-        with _fitting(folder):
-            method = methods.make(name, **meta["hyper"])
+        method = _make(folder, methods.make, name, meta["hyper"])
         if self.classes != learnt and not method.carries and (odd := [c for c in self.classes if c not in learnt]):
             raise UserError(
                 f"{meta['method']} has nothing for classes it was not tuned on: {', '.join(odd)}. It knows "
                 f"{', '.join(learnt)}."
             )
+        with _located(folder, "--model", model):
+            zoo.locate(model or meta["model"])
         loaded = zoo.load(model or meta["model"], **zoo.overrides(meta))
         if loaded.digest != meta["backbone"]:
             raise UserError(
@@ -145,7 +145,7 @@ class Classifier:
 def _as_spelled(learnt, classes):
     """The classes, spelled as those that were tuned on where only spaces that repeat or the form of accents (NFC, NFD)
     differ."""
-    if odd := [name for name in classes if not checkpoint.is_text(name) or not name.strip()]:
+    if odd := [name for name in classes if not checkpoint.is_text(name)]:
         expected = "expected a text, not empty, at most 10,000 letters, without null characters, and UTF-8 in a file"
         raise UserError(f"classes: {reprlib.repr(odd[0])} is no name of a class; {expected}.")
     plain = lambda name: image_files.normalize_name(" ".join(name.split()))
@@ -153,10 +153,26 @@ def _as_spelled(learnt, classes):
     return tuple(name if name in learnt else spelled.get(plain(name), plain(name)) for name in classes)
 
 
+@contextlib.contextmanager
+def _located(folder, option, named):
+    """Add to an error about a model that is not there what to do, unless the person named it."""
+    try:
+        yield
+    except UserError as e:
+        if named:
+            raise
+        raise UserError(f"{folder} was tuned on this model; name it with {option} where it lies elsewhere: {e}") from e
+
+
 def _several(images):
     """The images as a list: a path, a PIL image or an array `(H, W[, 3])` alone is one."""
     one = isinstance(images, str | os.PathLike | bytes | Image.Image) or getattr(images, "dtype", None) == np.uint8
     return [images] if one and getattr(images, "ndim", 0) < 4 else list(images)
+
+
+def _name_of(image):
+    """The path of an image or a video, or a number of an object in memory."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else str(id(image))
 
 
 def _outputs(apply, v, model, consts, images):
@@ -166,16 +182,6 @@ def _outputs(apply, v, model, consts, images):
 def _whole(tree, like):
     """Nested dicts as deep as `like`, with None for what `tree` does not hold of it."""
     return {k: _whole(tree.get(k, {}), v) if isinstance(v, dict) else tree.get(k) for k, v in like.items()}
-
-
-def refuse_wrong_hyper(folder, name, hyper):
-    """UserError for a hyper-parameter out of tuned.json that is not what the same field of a config may be."""
-    for part, values in hyper.items() if "+" in name else [(name, hyper)]:
-        rules = fields.HYPER if "." not in part and isinstance(values, dict) else {}  # a module's own are its business
-        for key, rule in rules.items():
-            if key in values and not rule.valid(values[key]):
-                where = f"{folder}/tuned.json: hyper-parameter {key} of {part}"
-                raise UserError(f"{where}: expected {rule.expected}; got {reprlib.repr(values[key])}.")
 
 
 @contextlib.contextmanager
@@ -188,6 +194,15 @@ def _fitting(folder):
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
         problem = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:200]}"
         raise UserError(f"{folder}: tuned.json and tuned.safetensors do not fit the method ({problem}).") from e
+
+
+def _make(folder, make, name, hyper):
+    """The method or variant of tuned.json; UserError, naming the file, for hyper-parameters that it cannot have."""
+    with _fitting(folder):
+        try:
+            return make(name, **hyper)
+        except UserError as e:
+            raise UserError(f"{folder}/tuned.json: {e}") from e
 
 
 def _refuse_misfit(folder, method, model, task, v):
@@ -225,7 +240,8 @@ def _of_the_run(folder):
     path = Path(folder).absolute().parent.parent / "config.json"
     if not path.exists():
         return {}
-    config = files.read_json(path, "Repair it, or move the checkpoint's folder elsewhere.")
+    advice = "Repair it, or move the checkpoint's folder elsewhere."
+    config = files.read_json(path, advice)
     model, tower = config.get("model"), config.get("tower")
     if not isinstance(model, dict) or "name" not in model:
         return {}
@@ -235,7 +251,7 @@ def _of_the_run(folder):
         found |= {"tower": tower.get("name"), "what": tower.get("what")}
         found |= {f"tower_{key}": value for key, value in zoo.overrides(tower).items()}
     found = {key: value for key, value in found.items() if value is not None}
-    checkpoint.refuse_wrong_fields(path, found)
+    checkpoint.refuse_wrong_fields(path, found, advice=advice)
     return found
 
 
@@ -255,6 +271,7 @@ class Answerer:
         meta = checkpoint.read_about(folder, ("variant", "hyper", "backbone", "tasks", "visual"))
         meta = _of_the_run(folder) | meta
         checkpoint.refuse_outside(folder, meta["variant"], variant.names(), allow_methods)
+        named = {"--model": model, "--tower": tower}
         model, tower = model or meta.get("model"), tower or meta.get("tower")
         if not model or not tower:
             raise UserError(
@@ -263,10 +280,13 @@ class Answerer:
             )
         self.what = meta.get("what", "grid")
         if self.what not in WHAT:
-            raise unknown(f"value of tower.what in the config.json above {folder}:", self.what, WHAT)
-        refuse_wrong_hyper(folder, meta["variant"], meta["hyper"])
+            raise unknown(f"value of 'what' in the tuned.json of {folder}, or of tower.what above it:", self.what, WHAT)
+        self.chosen = _make(folder, variant.make, meta["variant"], meta["hyper"])
+        for option, name in (("--model", model), ("--tower", tower)):
+            with _located(folder, option, named[option]):
+                zoo.locate(name)
         with _fitting(folder):
-            self.chosen, visual = variant.make(meta["variant"], **meta["hyper"]), Visual(**meta["visual"])
+            visual = Visual(**meta["visual"])
             loaded = zoo.load_seq(model, visual=visual, seed=meta.get("seed", 0))
         self.model, digest, self.words, self.tasks = loaded.model, loaded.digest, loaded.tokenizer, []
         if meta.get("start"):
@@ -280,8 +300,7 @@ class Answerer:
             self.tasks.append((form or vl_forms.FORMS["vqa"]._replace(prefix=f"{name}: "))._replace(name=name))
             self.tasks[-1] = self.tasks[-1]._replace(length=min(self.tasks[-1].length, room))
         self.own = bool(self.chosen.own)
-        stated = {key: meta.get(f"tower_{key}") for key in zoo.STATED}
-        self.clip, self.what = zoo.load(tower, **stated).model, meta.get("what", "grid")
+        self.clip = zoo.load(tower, **zoo.overrides(meta, "tower_")).model
         self.transform = transforms.whole_for_tower(self.clip.config)
         self.mesh = shard.make_mesh(devices=jax.devices()[:1])
 
@@ -318,16 +337,18 @@ class Answerer:
 
     def read(self, questions):
         """({number of a task: [(which question, Example)]}, features `(n, F)` by the names that Examples have,
-        {question: BadImage}) of [(text, pictures)]: paths or uint8 arrays; of a video its file, or its frames."""
+        {question: BadImage}) of [(text, pictures)]: paths, PIL images or uint8 arrays, one or several; of a video its
+        file, or its frames."""
         from vlmx.data.vl import Example
         from vlmx.extract import WHAT, encode
 
         asked, wanted = [], {}
         for text, refs in questions:
+            refs = _several(refs)
             number, rest = self.task_of(text, len(refs))
             video = self.tasks[number].suffix
             several = [(video, tuple(refs))] if video else [(video, (ref,)) for ref in refs]
-            names = tuple(" ".join(r if isinstance(r, str) else str(id(r)) for r in part) for _, part in several)
+            names = tuple(" ".join(map(_name_of, part)) for _, part in several)
             wanted |= dict(zip(names, several))
             asked.append((number, Example("", names, rest)))
 
@@ -336,6 +357,12 @@ class Answerer:
 
         batch = min(len(wanted), 32)
         features = dict(encode(self.clip, wanted, pixels, WHAT[self.what], batch, self.mesh))
+        width = self.model.config.visual.width
+        if odd := [f.shape[-1] for f in features.values() if not isinstance(f, Exception) and f.shape[-1] != width]:
+            raise UserError(
+                f"the image tower gives features of width {odd[0]}; the variant was tuned on features of width "
+                f"{width}. Name the CLIP that those came from with --tower."
+            )
         by_task, bad = {}, {}
         for i, (number, example) in enumerate(asked):
             gone = next((name for name in example.images if isinstance(features[name], Exception)), None)
@@ -363,7 +390,7 @@ class Answerer:
         BadImage."""
         from vlmx.data import video as videos
 
-        if video and len(refs) == 1 and isinstance(refs[0], str) and refs[0].lower().endswith(videos.VIDEOS):
+        if video and len(refs) == 1 and _name_of(refs[0]).lower().endswith(videos.VIDEOS):
             return videos.frames(refs[0], videos.RATE)
         return map(transforms.decode, refs)
 
@@ -497,14 +524,14 @@ def _is_path(value):
     return isinstance(value, str) and bool(value) and "\0" not in value
 
 
-def told(row):
-    """A row of the answer for people."""
+def describe_row(row):
+    """A row of the answer for people; what a checkpoint or a name could say to the terminal becomes escapes."""
     name = image_files.printable(" ".join([row["image"]] if isinstance(row["image"], str) else row["image"]))
     if "error" in row:
         return f"{name}: cannot be read: {image_files.printable(row['error'])}"
     if "answer" in row:
-        return f"{name}: {row['answer']}"
-    return "\n".join([name, *(f"  {100 * p:5.1f} %  {c}" for c, p in row["classes"].items())])
+        return f"{name}: {image_files.printable(row['answer'])}"
+    return "\n".join([name, *(f"  {100 * p:5.1f} %  {image_files.printable(c)}" for c, p in row["classes"].items())])
 
 
 def run(args):
@@ -528,7 +555,7 @@ def run(args):
     if not seq and (args.text or any(len(r["image"]) > 1 for r in requests)):
         raise UserError(f"{folder} is of {meta['method']}, which classifies pictures one by one: without --text.")
     rows = list((answer if seq else classify)(args, requests, classes))
-    lines = [json.dumps(row, ensure_ascii=False) if args.jsonl or args.out else told(row) for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) if args.jsonl or args.out else describe_row(row) for row in rows]
     text = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")  # of names that are not UTF-8
     if args.out:
         files.write(args.out, text)

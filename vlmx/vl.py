@@ -56,6 +56,11 @@ def run(config, workdir):
 
     # ---------------------------------------------------------------- tasks, features, the frozen model
     tasks = tuple(vl.reader(name).load(name, config.data) for name in config.tasks)
+    if len({t.suffix for t in tasks}) > 1:
+        raise UserError(
+            f"config.tasks: {', '.join(config.tasks)}: tasks about pictures and about videos, whose features have "
+            "different shapes, are not trained in one run."
+        )
     for task in tasks:
         sizes = {part: len(getattr(task, part)) for part in ("train", "val", "test")}
         say(f"task {task.name}: {sizes}")
@@ -217,7 +222,7 @@ def cell(world, name, chosen):
     meta = about | {"backbone": world.backbone, "tasks": list(config.tasks), "seed": config.seed}
     v = fit(world, name, chosen, recipe, meta, folder / "steps")
     learnt = time.monotonic()
-    variant.save(folder / "tuned", v, world.backbone, config.tasks, about)
+    variant.save(folder / "tuned", v, world.backbone, config.tasks, about | backbones(config))
     mix = mix_of(world, chosen)
     try:
         metrics, shown = evaluate(world, mix, chosen, v, folder)
@@ -261,6 +266,13 @@ def evaluate(world, mix, chosen, v, folder):
                 shown += vl_examples.save(world, mix, chosen, v, number, answers, folder.name)
                 vl_submit.write(world, mix, chosen, v, number, answers, folder / "submission")
     return metrics, shown
+
+
+def backbones(config):
+    """What vlmx.predict has to know of the models that a variant was tuned on, in the words of checkpoint.FIELDS."""
+    tower = {f"tower_{key}": value for key, value in zoo.overrides(config.tower).items() if value}
+    about = {"model": config.model.name, "start": config.model.start, "seed": config.seed}
+    return about | {"tower": config.tower.name, "what": config.tower.what} | tower
 
 
 def told(numbers):

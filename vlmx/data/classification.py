@@ -242,24 +242,25 @@ def read_split(path: Path, skip: bool = False) -> tuple[dict[str, list[Item]], l
                     lost.setdefault(normalize_name(entry[2]), f"{wrong[-1]}.")
     if wrong and not skip:
         raise UserError(f"{printable(path)} is no split file: {wrong[0]}. {SPLIT_FORMAT}")
-    refuse_lost_classes(path, lost, {c for items in parts.values() for _, _, c in items})
+    refuse_lost_classes(path, lost, parts)
     note = f"{len(wrong)} entries of {printable(path)} are left out, as they are no [image path, label, class name]"
     return parts, [f"{note}: {wrong[0]}"] if wrong else []
 
 
-def refuse_lost_classes(source: Path, lost: dict[str, str], kept: set[str]) -> None:
-    """Raise a UserError where leaving out bad entries leaves none of a class.
+def refuse_lost_classes(source: str | os.PathLike, lost: dict[str, str], parts: dict[str, list[Item]]) -> None:
+    """Raise a UserError where leaving out bad entries leaves no training image of a class.
 
     Args:
-        source: file of the entries.
+        source: the file or folder of the entries.
         lost: {class of an entry that was left out: what is wrong with that entry}.
-        kept: classes of the other entries.
+        parts: {split: the other items}; where there is no "train", test images count.
     """
-    if gone := sorted(lost.keys() - kept):
+    part, items = ("training", parts["train"]) if "train" in parts else ("test", parts["test"])
+    if gone := sorted(lost.keys() - {c for _, _, c in items}):
         raise UserError(
-            f"{printable(source)}: data.bad_images=skip would leave out all of the class {reprlib.repr(gone[0])}"
-            f"{f' and of {len(gone) - 1} more' if gone[1:] else ''}, for instance {lost[gone[0]]} "
-            "Repair these entries, or remove them."
+            f"{printable(source)}: data.bad_images=skip would leave no {part} image of the class "
+            f"{reprlib.repr(gone[0])}{f' and of {len(gone) - 1} more' if gone[1:] else ''}, for instance "
+            f"{lost[gone[0]]} Repair these entries, or remove the class."
         )
 
 
@@ -344,19 +345,21 @@ def check_files(name: str, root: Path, parts: dict[str, list[Item]], skip: bool 
             raise UserError(f"{name}: the folder {root / folder} cannot be listed: {e.strerror}.") from e
     unlisted = {p for p in paths if os.path.basename(p) not in there[os.path.dirname(p)]}
     spelling = {p: find_file(root, p) for p in unlisted}
-    gone = [p for p in paths if p in spelling and spelling[p] is None]
+    gone = dict.fromkeys(p for p in paths if p in spelling and spelling[p] is None)
     if not unlisted:
         return parts, []
     what = f"{len(gone)} of {len(paths)} image files are not under {printable(root)}"
     if gone and not skip:
         raise UserError(
             f"{name}: {what}, for instance\n"
-            + "".join(f"  {printable(p)}\n" for p in gone[:5])
+            + "".join(f"  {printable(p)}\n" for p in list(gone)[:5])
             + f"Was the archive unpacked completely and into this place? Source: {BENCHMARKS[name].source}."
         )
     respelled = {part: [(spelling.get(p, p), label, c) for p, label, c in items] for part, items in parts.items()}
     kept = {part: [item for item in items if item[0] is not None] for part, items in respelled.items()}
-    return kept, [f"left out: {what}, for instance {printable(gone[0])}"] if gone else []
+    lost = {c: f"there is no {printable(p)}." for items in parts.values() for p, _, c in items if p in gone}
+    refuse_lost_classes(root, lost, kept)
+    return kept, [f"left out: {what}, for instance {printable(next(iter(gone)))}"] if gone else []
 
 
 def missing(name: str, root: Path, path) -> str:

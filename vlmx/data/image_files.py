@@ -20,15 +20,7 @@ IMAGES = (
 )
 # Formats that no other file is taken for: they begin with bytes of their own.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "QOI", "ICO", "PSD")
-NOT_DECODED = (
-    "EPS",
-    "WMF",
-    "PDF",
-    "MPEG",
-    "HDF5",
-    "GRIB",
-    "BUFR",
-)  # PIL knows the endings, but decodes none
+NOT_DECODED = ("EPS", "WMF", "PDF", "MPEG", "HDF5", "GRIB", "BUFR")  # PIL knows the endings, but decodes none
 RAW = (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2", ".srw", ".orf", ".rw2", ".pef")  # TIFF, but a preview
 SYSTEM = (
     *("@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information"),
@@ -235,8 +227,8 @@ def is_text(value: object) -> bool:
 
 
 def is_name(value: object) -> bool:
-    """Return whether a value is a text of one line that can name a class."""
-    return is_text(value) and bool(value.strip()) and not re.search("[\0\r\n]", value)
+    """Return whether a value is a text of one line that can name a class: no control characters but tabs."""
+    return is_text(value) and bool(value.strip()) and not re.search("[\0-\x08\n-\x1f\x7f\u2028\u2029]", value)
 
 
 def normalize_name(name: str) -> str:

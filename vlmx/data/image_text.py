@@ -136,7 +136,7 @@ def _gqa_rows(root, part, checks):
     for where, row in checks.entries(place, [row_of(i) for i in range(len(entries))], (), GQA_ENTRY, check):
         if "id" in row:
             id, image, question, kind = row["id"], row["image"], row["question"], row["kind"]
-            label = () if row["answer"] is None else ((row["answer"], 1.0),)
+            label = ((row["answer"], 1.0),) if (row["answer"] or "").strip() else ()
         else:
             id, image, question, kind = row["question_id"], row["img_id"], row["sent"], None
             label = soft(row.get("label"), where, GQA_ENTRY)

@@ -50,7 +50,7 @@ ALSO = {
     "testing": "test",
 }
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join((*PARTS, *ALSO))})(?:set)?(?![a-z])")
-SKIP = "leave such images out: --config.data.bad_images=skip"
+SKIP = "leave such entries out: --config.data.bad_images=skip"
 LONGEST = 4096  # characters of a path or a label
 SHARES = {"test": 0.3, "val": 0.2}  # of each class, where the split is missing; the same shares as CoOp's
 
@@ -126,7 +126,8 @@ def find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
         if len(parts) > 1:
             raise UserError(
                 f"{printable(root)}: {listed} look like splits, but hold no class folders. Put the images of each "
-                f"class into a folder of its own below them, or list them in a csv (configs/csv.py).\n{LAYOUT}"
+                f"class into a folder of its own below them, or list them in a csv (configs/csv.py); or, if these are "
+                f"classes, rename them.\n{LAYOUT}"
             )
         return {"train": ""}, [f"the folder {listed} is read as a class, as it holds no class folders"]
     if not classes.get("train"):
@@ -195,10 +196,11 @@ def _nested_alike(root: Path, names: list[str]) -> list[str]:
     if len(names) < 2:
         return []
     splits = [set(_split_folders(root / name, folders).values()) for name, folders in zip(names, inner)]
-    if all(len(s) > 1 and s == set(folders) for s, folders in zip(splits, inner)):
+    most = max(inner, key=len)
+    if len(most) > 1 and all(s == set(folders) for s, folders in zip(splits, inner)):
         raise UserError(
-            f"{printable(root)}: each class folder holds splits ({', '.join(inner[0])}). Turn them round: "
-            f"ROOT/{inner[0][0]}/CLASS instead of ROOT/CLASS/{inner[0][0]}."
+            f"{printable(root)}: each class folder holds splits ({', '.join(most)}). Turn them round: "
+            f"ROOT/{most[0]}/CLASS instead of ROOT/CLASS/{most[0]}."
         )
     if len(inner[0]) > 1 and all(folders == inner[0] for folders in inner):
         listed = ", ".join(map(repr, names[:3])), ", ".join(map(repr, inner[0][:3]))
@@ -260,9 +262,11 @@ def _refuse_classes_without_training(root: Path, parts, folders, classes) -> Non
 
 
 def _refuse_layout(root: Path, parts, classes, empty, left_out: Counter) -> None:
-    below = root / parts["train"]
-    if len(classes) == 1 and len(inner := _folders(below / _folders(below)[0])) > 1:  # as in a zip of a folder
-        there = printable(below / _folders(below)[0])
+    below = path = root / parts["train"]
+    while len(inner := _folders(path)) == 1:  # as in a zip of a folder
+        path /= inner[0]
+    if path != below and len(inner) > 1:
+        there = printable(path)
         if parts["train"]:
             raise UserError(f"{printable(below)} holds one folder, of {len(inner)}: move what is in {there} up to it.")
         raise UserError(f"{printable(root)} holds one folder, of {len(inner)}: did you mean data.root={there}?")
@@ -363,12 +367,13 @@ def _rows(file: Path, root: Path, text: str, skip: bool) -> tuple[list[Entry], l
             entries.append(_read_row(file, root, columns, line, row))
         except UserError as e:
             if not skip:
-                raise
+                raise UserError(f"{e} Correct the row, or {SKIP}") from None
             wrong.append(str(e))
             label = _label(row[columns.index("label")]) if len(row) == len(columns) else ""
             if is_name(label) and len(label) <= LONGEST:
                 lost.setdefault(label, str(e))
-    classification.refuse_lost_classes(file, lost, {e.label for e in entries})
+    trained = [(e.path, 0, e.label) for e in entries if e.part == "train"]
+    classification.refuse_lost_classes(file, lost, {"train": trained})
     total = len(entries) + len(wrong)
     return entries, [f"{len(wrong)} of {total} rows are left out, for instance {wrong[0]}"] if wrong else []
 
@@ -408,12 +413,12 @@ def _read_row(file: Path, root: Path, columns: list[str], line: int, row: list[s
     if not is_text(label) or spelling is None and not is_text(path):
         raise UserError(f"{printable(file)}: not UTF-8 text (line {line}); save the table as UTF-8.")
     if not is_name(label):
-        raise UserError(f"{where}: the label {label[:80]!r} goes over several lines or holds a null character.")
+        raise UserError(f"{where}: the label {label[:80]!r} goes over several lines or holds a control character.")
     part = _part(values.get("split") or "train")
     if part not in PARTS:
         raise UserError(f"{where}: split is {values['split']!r}; expected train, val or test.")
     if spelling is None:
-        raise UserError(f"{where}: there is no image {printable(root / path)}. Correct the row, or {SKIP}")
+        raise UserError(f"{where}: there is no image {printable(root / path)}.")
     return Entry(spelling, label, part, f"line {line}")
 
 
@@ -480,7 +485,7 @@ def rename(dataset: Dataset, file: str | os.PathLike) -> Dataset:
     pairs = _json_names(dataset, file, text) if file.suffix == ".json" else _name_lines(file, text)
     names = {}
     for folder, name in pairs:
-        folder = normalize_name(folder)
+        folder = normalize_name(folder).strip()
         if not is_name(name):
             raise UserError(
                 f"{printable(file)}: the name of class {folder!r} is {reprlib.repr(name)}; expected a text of one line."

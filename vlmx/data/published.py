@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vlmx.data import image_text, own, scene_files, transforms, vl_features, vl_files, vl_forms, vqav2
 from vlmx.data import video_text as videos
+from vlmx.data.image_files import normalize_name
 from vlmx.data.video import RATE, VIDEOS, frames, shrink
 from vlmx.data.vl import Task
 from vlmx.errors import UserError, unknown
@@ -24,6 +25,8 @@ READERS = image_text.READERS | {name: functools.partial(videos.load, name) for n
 
 def load(name: str, data) -> Task:
     """The task `name`, one of vl_forms.FORMS. UserError as image_text.load and video_text.load."""
+    if "root" not in data:
+        raise UserError(f"config.tasks: {name} is read from files, only by configs such as image_text.py.")
     if not data.get("root"):
         raise UserError(f"data.root: {name} needs the folder of its annotation files: --config.data.root=/data")
     if data.get("scenes"):
@@ -110,8 +113,8 @@ def shown(name: str, images, data) -> list:
     found = _files(pictures(data, video), video)
     try:
         if video:
-            return [shrink(frame) for frame in frames(found[images[0]], RATE)]
-        return [transforms.decode(found[i]) for i in images]
+            return [shrink(frame) for frame in frames(found[normalize_name(images[0])], RATE)]
+        return [transforms.decode(found[normalize_name(i)]) for i in images]
     except (KeyError, transforms.BadImage, UserError):
         return []
 
@@ -123,11 +126,11 @@ class Pictures:
         self.paths, self.video = _files(folder, video), video
 
     def __contains__(self, name):
-        return name in self.paths
+        return normalize_name(name) in self.paths
 
     def __getitem__(self, name):
         """Pixels `(H, W, 3)` of a picture, or of a video's first frame. UserError where it cannot be read."""
-        path = self.paths[name]
+        path = self.paths[normalize_name(name)]
         try:
             return np.asarray(next(frames(path, RATE)) if self.video else transforms.decode(path))
         except transforms.BadImage as e:
@@ -136,6 +139,7 @@ class Pictures:
 
 @functools.cache
 def _files(folder, video):
-    """{name: path} of the pictures or videos in a folder."""
+    """{name: path} of the pictures or videos in a folder; accents of the names are composed (NFC)."""
     endings = VIDEOS if video else own.IMAGES
-    return {p.stem: str(p) for p in folder.rglob("*") if p.suffix.lower() in endings} if folder.is_dir() else {}
+    paths = (p for p in folder.rglob("*") if p.suffix.lower() in endings) if folder.is_dir() else ()
+    return {normalize_name(p.stem): str(p) for p in paths}

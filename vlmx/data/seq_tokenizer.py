@@ -41,8 +41,10 @@ def load(folder, vocab, pad):
     """The Words whose files lie in `folder`. Raises UserError where there are none, or not those of this model."""
     folder = Path(folder)
     if not ((folder / "tokenizer.json").is_file() or all((folder / f).is_file() for f in ("vocab.json", "merges.txt"))):
+        pieces = "; spiece.model alone is not read" if (folder / "spiece.model").is_file() else ""
         raise UserError(
-            f"{folder}: no tokenizer beside the weights; expected tokenizer.json, or vocab.json and merges.txt"
+            f"{folder}: no tokenizer beside the weights; expected tokenizer.json, or vocab.json and merges.txt{pieces}"
+            ". AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER) of transformers writes it"
         )
     hf = tokenizer.read(folder)
     highest = max(hf.get_vocab().values(), default=-1)

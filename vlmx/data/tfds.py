@@ -121,7 +121,9 @@ def load(data, workdir: str | os.PathLike) -> Dataset:
                 f"tfds:{name}: {what}, for instance {', '.join(map(_stem, gone[:5]))}. Prepared with another version "
                 f"or config? Expected {builder.name}:{builder.version}."
             )
+        lost = {c: f"{p} is not there." for items in parts.values() for p, _, c in items if _stem(p) not in where}
         parts = {p: [i for i in items if _stem(i[0]) in where] for p, items in parts.items()}
+        classification.refuse_lost_classes(path, lost, parts)
         notes = [*notes, f"left out: {what}, for instance {gone[0]}"]
     keys = {p: [_stem(i[0]) for i in items] for p, items in parts.items()}
     notes = [UNLIKE[name], *notes] if name in UNLIKE else notes

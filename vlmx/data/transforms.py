@@ -156,6 +156,10 @@ def describe_failure(ref, error: Exception) -> str:
         return f"refused by PIL: {error}"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in a format that PIL knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # a folder, no permission
+    if isinstance(error, UnicodeEncodeError):
+        return "no name that a file can have"
     return f"{type(error).__name__}: {error}"
 
 

@@ -58,11 +58,11 @@ def _animated(path):
     refuse_special_file(path)
     with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
         t, n = Fraction(0), getattr(image, "n_frames", 1)
-        if image.width * image.height * n > MAX_PIXELS:
-            raise BadImage(f"{n:,} frames of {image.width} x {image.height}: over {MAX_PIXELS:,} pixels in all")
         for i in range(n):
-            refuse_bomb(*image.size)
             image.seek(i)
+            refuse_bomb(*image.size)  # of which a frame may make more
+            if image.width * image.height * n > MAX_PIXELS:
+                raise BadImage(f"{n:,} frames of {image.width} x {image.height}: over {MAX_PIXELS:,} pixels in all")
             image.load()  # before this a WebP does not know how long the frame is shown
             seconds = Fraction(image.info.get("duration") or 100).limit_denominator(1000) / 1000
             t += seconds

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import threading
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from vlmx.data.image_files import normalize_name
 from vlmx.errors import UserError
 
 HDF5 = (".h5", ".hdf5")
@@ -70,7 +72,7 @@ class Hdf5:
 
     def __contains__(self, name):
         with self.lock:
-            return _is_in(self.file, name)
+            return _is_in(self.file, _spelled(self.file, name))
 
     def __getitem__(self, name):
         return self.read(name).features
@@ -102,7 +104,7 @@ class Folder:
         for end in (*HDF5, *ARRAYS):
             for file in listed:
                 if file.endswith(end) and not file.startswith("."):
-                    name = file.removesuffix(end)
+                    name = normalize_name(file.removesuffix(end))
                     if name in self.files:
                         raise UserError(f"{self.path} holds features of {name!r} twice: {self.files[name]}, {file}.")
                     self.files[name] = file
@@ -110,15 +112,13 @@ class Folder:
             raise UserError(f"{self.path} holds no features.\n{FORMS}")
 
     def __contains__(self, name):
-        return name in self.files
+        return normalize_name(name) in self.files
 
     def __getitem__(self, name):
         return self.read(name).features
 
     def read(self, name):
         """The Rows of an image or a video."""
-        if name not in self.files:
-            raise UserError(f"{self.path}: no features of {name!r}. It has those of {_some(self.files)}.")
         return self._with(name, _rows)
 
     def outline(self, name):
@@ -126,7 +126,9 @@ class Folder:
         return self._with(name, _outline)
 
     def _with(self, name, use):
-        path = self.path / self.files[name]
+        if name not in self:
+            raise UserError(f"{self.path}: no features of {name!r}. It has those of {_some(self.files)}.")
+        path = self.path / self.files[normalize_name(name)]
         if path.suffix in HDF5:
             with _opened(path) as file:
                 return _read(file, name, path, use)
@@ -134,7 +136,7 @@ class Folder:
 
     def place(self, name):
         """Where an image's features lie, in words."""
-        return str(self.path / self.files[name])
+        return str(self.path / self.files[normalize_name(name)])
 
 
 class Joined:
@@ -340,8 +342,15 @@ def _is_in(file, name):
         return False
 
 
+def _spelled(file, name):
+    """`name` as an HDF5 file spells it, its accents composed (NFC) or decomposed (NFD); else as it is."""
+    spellings = (name,) if name.isascii() else (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((spelling for spelling in spellings if _is_in(file, spelling)), name)
+
+
 def _read(file, name, path, use):
     """use(arrays by key, place) of one image in an open HDF5 file."""
+    name = _spelled(file, name)
     where = f"{path}, {name!r}"
     try:
         if not _is_in(file, name):
@@ -349,7 +358,8 @@ def _read(file, name, path, use):
         node = file[name]
         arrays = node if isinstance(node, h5py.Group) else {"features": node}
         if not isinstance(arrays.get("features"), h5py.Dataset):
-            raise UserError(f"{where} has {_some(arrays)}, no array 'features'.\n{FORMS}")
+            but = "but that is a link to nothing or a group, " if "features" in list(arrays) else ""
+            raise UserError(f"{where} has {_some(arrays)}, {but}no array 'features'.\n{FORMS}")
         return use(arrays, where)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
         if isinstance(e, UserError):
@@ -374,7 +384,12 @@ def _from_arrays(path, use):
     except UserError:
         raise
     except Exception as e:  # NumPy, zipfile and zlib raise errors of many kinds on broken files
-        raise UserError(f"{path} cannot be read: {e}\n{FORMS}") from e
+        problem = str(e)
+        if "Object arrays" in problem or "Python objects" in problem:
+            problem = "it holds Python objects, which could run code. Save arrays of numbers."
+        elif "pickle" in problem:  # what NumPy takes every other file for
+            problem = "it is no .npy or .npz file."
+        raise UserError(f"{path} cannot be read: {problem}\n{FORMS}") from e
 
 
 def _some(names):
@@ -417,9 +432,10 @@ def _boxes(arrays, n, where):
     if (boxes > 1 + 1e-5).any():  # pixels
         if "img_w" not in arrays or "img_h" not in arrays:
             raise UserError(f"{where}: {key!r} in pixels, which need the image's 'img_w' and 'img_h' beside them.")
-        w, h = (np.asarray(arrays[k][()], np.float64).reshape(-1) for k in ("img_w", "img_h"))
-        if w.shape != (1,) or h.shape != (1,) or not (w > 0 and h > 0):
-            raise UserError(f"{where}: 'img_w' is {w.tolist()[:3]} and 'img_h' {h.tolist()[:3]}. Expected two numbers.")
+        w, h = (np.asarray(arrays[k][()]).reshape(-1) for k in ("img_w", "img_h"))
+        if any(size.shape != (1,) or size.dtype.kind not in "fiu" or not size > 0 for size in (w, h)):
+            sizes = f"'img_w' is {w.tolist()[:3]} and 'img_h' {h.tolist()[:3]}"
+            raise UserError(f"{where}: {sizes}. Expected two positive numbers.")
         boxes = boxes / np.concatenate([w, h, w, h])
     inside = (boxes > -0.05) & (boxes < 1.05)  # detectors' boxes may reach a little beyond the image
     if not inside.all() or (boxes[:, 2:] < boxes[:, :2]).any():

@@ -56,8 +56,8 @@ def _notes(parts, min_score, kept):
     bare = sum(not any(s > 0 and s >= min_score for _, s in row[3]) for row in train)
     if train and bare == len(train):
         raise UserError(
-            f"vqa: none of the {bare:,} training questions has a target, which is {kept}. For data of one's own set "
-            '--config.data.options=\'{"vqa": {"least": 1}}\', and min_score no higher than the best score.'
+            f"vqa: none of the {bare:,} training questions has a target, which is {kept}, and not blank. For data of "
+            'your own set --config.data.options=\'{"vqa": {"least": 1}}\', and min_score no higher than the best score.'
         )
     if bare:
         yield f"{bare:,} of {len(train):,} training questions have no target and train nothing: a target is {kept}"
@@ -124,7 +124,8 @@ def _annotations(path, checks):
     for where, row in usable:
         id = str(row["question_id"])  # some tools write ids as texts in one of the two files
         if id in annotations:
-            checks.wrong(where, "with the id of another", f"the id {id!r} was there before: {places[id]}.")
+            before = f"the id {row['question_id']!r} was there before: {places[id]}."
+            checks.wrong(where, "with the id of another", before)
             continue
         answers = tuple(same.setdefault(t, t) for t in _answer_texts(row, where, ANNOTATIONS))
         most = row.get("multiple_choice_answer") or (Counter(answers).most_common(1)[0][0] if answers else None)
@@ -143,7 +144,7 @@ def _questions(path, year, checks):
         raise UserError(f"{path}: 'data_subtype' is {str(folder)[:40]}, not a text such as {year!r}.")
     keys = ("question_id", "image_id", "question")
     for where, q in checks.entries(lambda i: f"{path}, questions[{i}]", rows, keys, QUESTIONS):
-        yield where, str(q["question_id"]), f"COCO_{folder}_{q['image_id']:012d}", q["question"]
+        yield where, q["question_id"], f"COCO_{folder}_{q['image_id']:012d}", q["question"]
 
 
 def _official(root, part, year):
@@ -166,13 +167,13 @@ def _parts(root, checks, least, split):
     """(rows of (train, val, test) of the official files, least)."""
     known = {year: _annotations(_official(root, "annotations", year), checks) for year in ("train2014", "val2014")}
     least = least or (LEAST if sum(map(len, known.values())) >= LARGE else 1)
-    often = Counter(_target(most) for year in known.values() for *_, most in year.values() if most)
+    often = Counter(_target(most) for year in known.values() for *_, most in year.values() if most and most.strip())
     allowed = {a for a, n in often.items() if n >= least}
     home = {name: part for _, name, part, _ in images_of(root, checks)} if split == "karpathy" else None
     parts = {part: [] for part in PARTS}
     for year, annotations in known.items():
         for where, id, image, question in _questions(_official(root, "questions", year), year, checks):
-            answers, kind, of, _ = annotations.get(id, ((), None, None, None))
+            answers, kind, of, _ = annotations.get(str(id), ((), None, None, None))
             part = home.get(image) if home is not None else {"train2014": "train", "val2014": "test"}[year]
             if part is None:
                 about = f"dataset_coco.json has no image {image!r}. Without Karpathy's split: split=official."

@@ -7,7 +7,7 @@ settings of training. B images, C classes, E feature size.
 
 import jax
 
-from vlmx.method import Method, check_number, image_features, template_features
+from vlmx.method import Method, image_features, template_features
 from vlmx.models.clip import normalize
 from vlmx.modules.adapters import Bottleneck
 
@@ -17,9 +17,6 @@ def make(ratio=0.2, reduction=4):
 
     Args: ratio: share of the adapted feature. reduction: the hidden layer has E // reduction units.
     """
-
-    check_number("clip_adapter.ratio", ratio, 0, 1, whole=False)
-    check_number("clip_adapter.reduction", reduction, 1)
 
     def adapter(E):
         return Bottleneck(max(E // reduction, 1), E, bias=False)

@@ -6,7 +6,7 @@ classes are read in the first of the data set's own templates. L layers, D width
 
 from vlmx.combine import combine
 from vlmx.errors import UserError, unknown
-from vlmx.method import check_number, check_word
+from vlmx.method import check_word
 from vlmx.models.clip import cosine
 from vlmx.modules import lora
 
@@ -26,19 +26,12 @@ def make(rank=2, alpha=1.0, dropout=0.25, maps="qkv", towers="both", position="a
     "mid" or "up", a third of them; "half-bottom" or "half-up"; "top" or "top1", "top2", "top3", the last ones; or
     numbers of layers, counted from 0, of which a tower takes those that it has.
     """
-    check_number("clip_lora.rank", rank, 1)
-    check_number("clip_lora.alpha", alpha, whole=False)
-    check_number("clip_lora.dropout", dropout, 0, 1 - 1e-6, whole=False)
     check_word("clip_lora.towers", towers, TOWERS)
-    check_word("clip_lora.maps", maps)
     if bad := [name for name in maps if name not in "qkvo"]:
         raise unknown("map in clip_lora.maps", bad[0], "qkvo")
     if not maps or len(set(maps)) < len(maps):
         raise UserError(f"clip_lora.maps: letters out of 'qkvo', at least one and each once; got {maps!r}.")
-    if isinstance(position, (tuple, list)):
-        for number in position:
-            check_number("clip_lora.position", number, 0)
-    else:
+    if isinstance(position, str):
         check_word("clip_lora.position", position, POSITIONS | TOP)
     parts = {
         tower: lora.part(tower, rank, alpha / rank**0.5, dropout, maps, lambda L, t=tower: layers(position, L, t))

@@ -8,7 +8,7 @@ size.
 import jax
 import jax.numpy as jnp
 
-from vlmx.method import Method, check_number, check_word, image_features
+from vlmx.method import Method, image_features
 from vlmx.methods import coop
 from vlmx.models.clip import normalize
 from vlmx.modules.adapters import Bottleneck
@@ -22,10 +22,6 @@ def make(n_ctx=4, ctx_init="a photo of a", reduction=16, microbatch=1024):
     computed one after the other, and again in the backward pass. Classes are taken apart, not images, as images may lie
     on different devices.
     """
-    check_word("cocoop.ctx_init", ctx_init)
-    check_number("cocoop.n_ctx", n_ctx, 1)
-    check_number("cocoop.reduction", reduction, 1)
-    check_number("cocoop.microbatch", microbatch, 1)
     context = coop.make(n_ctx=n_ctx, ctx_init=ctx_init)
 
     def meta_net(model):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmx.method import Method, check_number, check_room, check_word, cut, image_features
+from vlmx.method import Method, check_room, check_word, cut, image_features
 
 POSITIONS = ("end", "middle", "front")
 
@@ -22,10 +22,7 @@ def make(n_ctx=16, ctx_init="", class_token_position="end", csc=False):
     csc: class-specific context `(C, n, D)` instead of unified `(n, D)`; it cannot be carried to other classes.
     """
     check_word("coop.class_token_position", class_token_position, POSITIONS)
-    check_word("coop.ctx_init", ctx_init)
     words = ctx_init.replace("_", " ").split()
-    if not words:
-        check_number("coop.n_ctx", n_ctx, 1)
     n = len(words) or int(n_ctx)
     csc = csc and not words
     alike = 0 if csc else in_front(n, class_token_position)  # vectors that every prompt begins with

@@ -14,12 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from vlmx.errors import UserError
-from vlmx.method import Method, check_number, image_features
+from vlmx.method import Method, image_features
 
 
 def make(max_iter=1000):
     """Logistic regression on frozen features. Args: max_iter: of L-BFGS, per fit."""
-    check_number("linear_probe.max_iter", max_iter, 1)
 
     def setup(model, task):
         return {"classes": jnp.arange(len(task.classnames))}

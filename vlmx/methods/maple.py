@@ -6,7 +6,7 @@ n vectors of a layer, J layers with vectors, D width of a tower.
 
 import jax
 
-from vlmx.method import Method, check_number, check_word
+from vlmx.method import Method
 from vlmx.modules import prompts
 
 
@@ -16,9 +16,6 @@ def make(n_ctx=2, depth=9, ctx_init="a photo of a"):
     Args: n_ctx: vectors of a layer. depth: how many layers have vectors of their own (J). ctx_init: the words in front
     of the class, which the first layer's vectors start from; more vectors than words, or than four, start from noise.
     """
-    check_number("maple.n_ctx", n_ctx, 1)
-    check_number("maple.depth", depth, 1)
-    check_word("maple.ctx_init", ctx_init)
 
     def coupling(model):
         return prompts.Coupling(model.config.vision.width)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmx.combine import combine
-from vlmx.method import check_number, cross_entropy, image_features, template_features
+from vlmx.method import cross_entropy, image_features, template_features
 from vlmx.models.clip import normalize
 from vlmx.modules import prompts
 from vlmx.optim import gaussian_weights
@@ -50,11 +50,6 @@ def make(
     the Gaussian over the epochs, counted from 1. teacher_templates: so many of TEMPLATES make the teacher's text.
     """
     prompted = combine(prompts.in_both("promptsrc", n_ctx_text, n_ctx_vision, depth_text, depth_vision, ctx_init))
-    check_number("promptsrc.teacher_templates", teacher_templates, 1, len(TEMPLATES))
-    for name, weight in {"text_weight": text_weight, "image_weight": image_weight}.items():
-        check_number(f"promptsrc.{name}", weight, 0, whole=False)
-    check_number("promptsrc.gpa_mean", gpa_mean, whole=False)
-    check_number("promptsrc.gpa_std", gpa_std, 1e-6, whole=False)
 
     def setup(model, task):
         teacher = template_features(model, task, TEMPLATES[:teacher_templates]).mean(axis=1)

@@ -8,7 +8,7 @@ C classes, E feature size.
 import jax.numpy as jnp
 
 from vlmx.errors import unknown
-from vlmx.method import Method, check_number, image_features, template_features
+from vlmx.method import Method, image_features, template_features
 
 
 def make(alpha=0.5, templates="dataset"):
@@ -19,7 +19,6 @@ def make(alpha=0.5, templates="dataset"):
     """
     if templates not in ("dataset", "ensemble"):
         raise unknown("value of taskres.templates", templates, ("dataset", "ensemble"))
-    check_number("taskres.alpha", alpha, whole=False)
 
     def setup(model, task):
         both = tuple(dict.fromkeys((*task.ensemble, *task.templates)))

@@ -13,8 +13,8 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from vlmx.errors import UserError, unknown
-from vlmx.method import Method, check_number, image_features
+from vlmx.errors import unknown
+from vlmx.method import Method, image_features
 from vlmx.methods.zero_shot import class_weights
 from vlmx.models.clip import normalize
 from vlmx.modules import retrieval
@@ -31,7 +31,7 @@ def build(
     "ensemble", as of zero_shot. scale: s; 0 is the model's own exp(logit_scale). k: nearest entries that are read; 0:
     all.
     """
-    check_settings(name, alpha, beta, search_scale, search_step, templates, scale, k)
+    check_templates(name, templates)
     setup = lambda model, task: zero_shot_weights(model, task, templates)
 
     def init(key, model, consts, support):
@@ -59,18 +59,10 @@ make = functools.partial(build, "fixed", "tip_adapter")
 
 
 # -------------------------------------------------------------------- what methods with a cache share
-def check_settings(name, alpha, beta, search_scale, search_step, templates, scale, k):
-    """UserError for templates that are not zero_shot's, and for numbers that are none of a cache's."""
+def check_templates(name, templates):
+    """UserError for templates that are not zero_shot's."""
     if templates not in ("dataset", "ensemble"):
         raise unknown(f"value of {name}.templates", templates, ("dataset", "ensemble"))
-    for what, pair in (("search_scale", search_scale), ("search_step", search_step)):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise UserError(f"{name}.{what} is a pair of numbers, of beta and of alpha; got {pair!r}.")
-        for value in pair:
-            check_number(f"{name}.{what}", value, 0, whole=what == "search_step")
-    for what, value in (("alpha", alpha), ("beta", beta), ("scale", scale)):
-        check_number(f"{name}.{what}", value, 0, whole=False)
-    check_number(f"{name}.k", k, 0)
 
 
 def zero_shot_weights(model, task, templates):

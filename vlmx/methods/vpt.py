@@ -6,12 +6,9 @@ variant, and its placement of the vectors behind the patches, is that of MaPLe's
 """
 
 from vlmx.combine import combine
-from vlmx.method import check_number
 from vlmx.modules import prompts
 
 
 def make(n_ctx=8, depth=12):
     """Visual prompts. Args: n_ctx: vectors of a layer. depth: how many layers have vectors of their own; 1: shallow."""
-    check_number("vpt.n_ctx", n_ctx, 1)
-    check_number("vpt.depth", depth, 1)
     return combine({"vision": prompts.in_image(n_ctx, depth)})

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmx.errors import unknown
-from vlmx.method import Method, check_number, cross_entropy, image_features
+from vlmx.method import Method, cross_entropy, image_features
 from vlmx.methods import tip_adapter
 from vlmx.models.clip import cosine, normalize
 from vlmx.modules import retrieval
@@ -44,13 +44,9 @@ def make(
     nothing to adapt and no disagreement. adapt_gamma: "scalar", "per_class" or "no". lam: of the hard samples; 0: every
     image counts alike. hard_scale: within h. mask_self: leave an image's own entry out in training.
     """
-    tip_adapter.check_settings("xmadapter", alpha, beta, search_scale, search_step, templates, scale, k)
+    tip_adapter.check_templates("xmadapter", templates)
     if adapt_gamma not in ADAPTED:
         raise unknown("value of xmadapter.adapt_gamma", adapt_gamma, ADAPTED)
-    check_number("xmadapter.gamma", gamma, 0, 1, whole=False)
-    check_number("xmadapter.reduction", reduction, 1)
-    for name, value in {"lam": lam, "hard_scale": hard_scale}.items():
-        check_number(f"xmadapter.{name}", value, 0, whole=False)
     image, text = gamma > 0, gamma < 1  # the caches that there are
     setup = lambda model, task: tip_adapter.zero_shot_weights(model, task, templates)
 

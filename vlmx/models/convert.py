@@ -84,7 +84,7 @@ def config_of(
 def _described(path, act, heads, arch):
     """(tensors by name, mapped and not read; the ClipConfig; where each leaf comes from) of a checkpoint."""
     names, folder = files.weight_files(path)
-    tensors = _without_prefix(files.open_tensors(names))
+    tensors = files.open_tensors(names)
     if (scale := tensors.get("logit_scale")) and scale.shape == (1,):
         one = np.asarray(scale.data[:]) if scale.floating else None
         tensors["logit_scale"] = scale._replace(shape=(), data=one if one is None else one.reshape(()))
@@ -104,14 +104,6 @@ def _described(path, act, heads, arch):
     return tensors, source, table
 
 
-def _without_prefix(tensors):
-    """The tensors by CLIP's own names where the CLIP is a part of a module, which calls it `clip`, `model`, ..."""
-    for prefix in ("model.", "state_dict.", "model_state_dict.", "module.", "_orig_mod.", "clip.", "clip_model."):
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            return _without_prefix({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
-    return tensors
-
-
 def _refuse_contradiction(path, config, act, heads, arch):
     """UserError where the checkpoint states another activation or other heads than the person."""
     if arch:
@@ -127,7 +119,7 @@ def _pair(heads):
     """(heads of the image tower, heads of the text tower) of one number or two."""
     values = tuple(heads) if isinstance(heads, (tuple, list)) else (heads,)
     if len(values) not in (1, 2) or not all(type(n) is int and n > 0 for n in values):
-        raise UserError(f"heads={heads!r}: expected one number, or two: of the image tower, of the text tower")
+        raise UserError(f"heads={heads!r}: expected one number, at least 1, or two: of image tower and text tower")
     return values[0], values[-1]
 
 

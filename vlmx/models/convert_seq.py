@@ -71,7 +71,7 @@ def read(path, *, visual=None, added=0, seed=0, dtype="float32", param_dtype="fl
     config = _architecture(raw, where)
     # where there is such a file, it stands for itself: transformers takes no rule from config.json then
     generation = (
-        _generation(files.read_json(rules), rules, config) if rules.is_file() else config_of(raw, where).generation
+        _generation(files.read_json(rules), rules, config) if files.lies(rules) else config_of(raw, where).generation
     )
     config = dataclasses.replace(config, generation=generation, visual=visual, added=added)
     config = dataclasses.replace(config, dtype=dtype, param_dtype=param_dtype, tied=_tied(config, tensors, path))

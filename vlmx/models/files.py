@@ -30,6 +30,8 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 NESTED = ("state_dict", "model_state_dict", "model", "module")  # where training loops put the weights of a model
+# What training code calls a model that is a part of a module: the beginning of all names of its weights.
+PARTS = ("model.", "state_dict.", "model_state_dict.", "module.", "_orig_mod.", "clip.", "clip_model.")
 FOREIGN = (".npz", ".msgpack", ".h5", ".json", ".gguf", ".onnx", ".tflite")  # formats of weights that are not read
 JSON_BYTES = 64 << 20  # tokenizers apart, such files have a few kB
 
@@ -231,7 +233,8 @@ def _open_torch(file):
 
 
 def _without_wrappers(file, tensors):
-    """dict of (name, Tensor) pairs, without the prefixes that data-parallel training and torch.compile put on names."""
+    """dict of (name, Tensor) pairs, without the prefixes that data-parallel training and torch.compile put on names,
+    and without those of a module that the model is a part of."""
     names = [re.sub(r"^((module|_orig_mod)\.)+", "", key) for key, _ in tensors]
     if long := [name for name in names if len(name) > 300]:
         raise UserError(f"{file}: a tensor has a name of {len(long[0]):,} letters, {long[0][:40]}...; is it damaged?")
@@ -242,7 +245,10 @@ def _without_wrappers(file, tensors):
             f"{file}: weights of an adapter of the PEFT library, no model of its own. Merge them into their model "
             "where peft is installed (merge_and_unload(), then save_pretrained()) and give the new folder."
         )
-    return dict(zip(names, (tensor for _, tensor in tensors)))
+    tensors = dict(zip(names, (tensor for _, tensor in tensors)))
+    while prefix := next((p for p in PARTS if tensors and all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def read_json(path):

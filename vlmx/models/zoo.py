@@ -121,9 +121,11 @@ def load(
 STATED = ("image_size", "act", "heads", "arch")  # what a person may add to what a checkpoint states
 
 
-def overrides(section):
-    """The arguments of `load` by which config.model, or config.tower, adds to what a checkpoint states."""
-    return {key: section.get(key) or None for key in STATED}
+def overrides(section, prefix=""):
+    """The arguments of `load` by which config.model, or config.tower, adds to what a checkpoint states; or tuned.json,
+    which holds those of a tower under names that begin with `prefix`."""
+    values = {key: section.get(prefix + key) or None for key in STATED}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def load_seq(name, *, visual=None, added=None, seed=0, dtype="float32", param_dtype="float32", place=None):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmx.combine import Part
-from vlmx.method import check_number, check_room, check_word, class_texts
+from vlmx.method import check_room, class_texts
 from vlmx.modules.adapters import uniform
 
 STD = 0.02  # of vectors that start from noise
@@ -53,12 +53,8 @@ def in_both(method, n_text, n_vision, depth_text, depth_vision, words, most=4):
     """The parts "text" and "vision" with n vectors in each of the first layers of both towers.
 
     A tower with 0 vectors, or with vectors in 0 layers, has no part; without vectors in the text tower its texts are
-    "<words> <class>.". most: as of class_prompts. Raises UserError for sizes that are no whole numbers from 0 on.
+    "<words> <class>.". most: as of class_prompts.
     """
-    sizes = {"n_ctx_text": n_text, "depth_text": depth_text, "n_ctx_vision": n_vision, "depth_vision": depth_vision}
-    for name, size in sizes.items():
-        check_number(f"{method}.{name}", size, 0)
-    check_word(f"{method}.ctx_init", words)
     parts = {}
     if n_text and depth_text:
         parts["text"] = in_text(n_text, depth_text, words, most)
