@@ -86,6 +86,8 @@ def test_help_shows_the_flags():
         (("--config", "configs/digits.py", "--workdirr=x"), "workdir"),
         (("--config.shots=4", "--config", "configs/digits.py"), "--config.shots: expected behind --config"),
         (("--config", "configs/digits.py", "--processes=two"), "--processes=two: expected a whole number."),
+        (("--config", "configs/digits.py", "--coordinator=a:1", "--process=0"), "got --processes=None --process=0"),
+        (("--config", "configs/recipe.py"), "Valid: configs/caltech101.py, configs/csv.py"),
         (("--config", "configs/digits.py", "--nolist=3"), "--nolist=3 does not take an argument"),
         (("--config", "configs/digits.py", "extra"), "unexpected argument 'extra'"),
         (("--config", "configs/folder.py"), "data.root"),

@@ -62,7 +62,11 @@ def guarded(work, workdir, coordinator=None, process=None, many=None):
     # Where one of tensorstore's files cannot be written, the others find that orbax waits for them no more.
     other = sys.unraisablehook
     sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else other(args)
-    processes.begin(coordinator, process, many)
+    try:
+        processes.begin(coordinator, process, many)
+    except UserError as e:
+        print(f"\nerror: {e}", file=sys.stderr)
+        sys.exit(WRONG)
     if not coordinator:  # else jax listens to it, on behalf of all processes
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))  # the steps save before they leave
     with processes.guard():
@@ -141,7 +145,7 @@ def load(named):
         raise UserError(f"--config {name}: {what}; a config is a Python file with get_config(), as configs/digits.py.")
     if not path.is_file():
         beside = sorted(path.parent.glob("*.py")) if path.parent != Path() else Path("configs").glob("*.py")
-        raise unknown("config", name, beside)
+        raise unknown("config", name, [other for other in beside if b"def get_config" in other.read_bytes()])
     sys.path.insert(0, str(path.resolve().parent.parent))  # configs import configs/common.py
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)

@@ -13,7 +13,7 @@ import traceback
 import jax
 from jax._src import distributed  # jax offers no public handle of the service that its processes share
 
-from vlmx.errors import LOST
+from vlmx.errors import LOST, UserError
 
 BEAT, PATIENCE = 1.0, 30.0  # seconds between signs of life, and without one until a process counts as gone
 _broken, _leaving = threading.Event(), threading.Lock()
@@ -28,6 +28,11 @@ def begin(coordinator, process=None, processes=None):
     """
     if not coordinator:
         return
+    if coordinator != "auto" and not (process is not None and processes and 0 <= process < processes):
+        raise UserError(
+            f"--coordinator={coordinator}: expected --processes, how many there are, and --process, the number of this "
+            f"one, from 0; got --processes={processes} --process={process}."
+        )
     told = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
     _where[0] = coordinator
     ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
