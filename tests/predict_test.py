@@ -139,7 +139,7 @@ def test_many_pictures_from_a_file(tmp_path, pictures):
         (tmp_path / "in.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=message):
             run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "in.jsonl")
-    with pytest.raises(UserError, match="none.jsonl: No such file"):
+    with pytest.raises(UserError, match="none.jsonl: no such file"):
         run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "none.jsonl")
 
 
