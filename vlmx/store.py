@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlmx import files
 from vlmx.logs import say
 
 DRAFT = ".tmp-"  # begins the name of what is being written or removed
@@ -155,7 +156,8 @@ class Store:
             for part in (segment / "segment.json", segment / file):
                 if part.exists() and not part.is_file():  # a FIFO would be waited for
                     raise ValueError("no file")
-            asked = json.loads((segment / "segment.json").read_text())["sha256"][file]
+            about = (segment / "segment.json").read_bytes()
+            asked = files.parse_json(about, "segment.json", kind={"sha256": {file: str}})["sha256"][file]
             with open(segment / file, "rb") as f:
                 if hashlib.file_digest(f, "sha256").hexdigest() != asked:
                     raise ValueError("its checksum is not what was written")
