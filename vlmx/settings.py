@@ -25,7 +25,7 @@ FREE += ("steps_per_call", "seeds_per_program", "data.bad_images")  # the last: 
 # What a training rests on beside its images, its recipe and what a checkpoint says by itself.
 TRAINING = ("nonfinite", "batch", "batches", "temperature", "data.augment", "data.crop_scale", "data.templates")
 TRAINING += ("model.dtype", "model.param_dtype", "model.image_size", "model.act", "model.heads", "model.arch")
-TRAINING += ("model.truncate", "model.dropout", "tower.what")
+TRAINING += ("model.truncate", "model.dropout", "tower.what", "tower.act", "tower.heads", "tower.arch")
 # Fields that older versions of vlmx did not write into config.json, with the values that mean what those versions did.
 LATER = {"model.act": "", "model.heads": [], "model.arch": "", "tower.act": "", "tower.heads": [], "tower.arch": ""}
 AGAIN = "Remove it and run the same command: what is finished is read back."
