@@ -415,7 +415,7 @@ def test_wrong_split_files(tmp_path, parts, message):
 def test_split_files_that_cannot_be_used(tmp_path):
     tree(tmp_path / "data", "a", "b")
     os.mkfifo(tmp_path / "pipe")
-    for file, message in (("none.json", "is not there"), ("a", "a folder, no file"), (tmp_path / "pipe", "a pipe")):
+    for file, message in (("none.json", "is not there"), ("a", "a folder, not a file"), (tmp_path / "pipe", "a pipe")):
         with pytest.raises(UserError, match=message):
             load(tmp_path, split_file=file)
     with pytest.raises(UserError, match="data.split_file: digits is part of the package"):
@@ -558,7 +558,7 @@ def test_accents_of_tables(tmp_path):
 
 def test_what_is_no_table(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
-    for file, message in (("pipe.csv", "a pipe or device, no file"), ("", "a folder, no file")):
+    for file, message in (("pipe.csv", "a pipe or device, not a file"), ("", "a folder, not a file")):
         with pytest.raises(UserError, match=message):
             task.load({"name": "csv", "root": tmp_path / file}, tmp_path)
     (tmp_path / "utf16.csv").write_bytes("path,label\na.jpg,b".encode("utf-16"))
@@ -626,7 +626,8 @@ def test_what_is_no_file_of_class_names(tmp_path):
     folders(tmp_path / "data", {"n01": 4, "n02": 4})
     (tmp_path / "latin.txt").write_bytes("n01 Kätzchen".encode("latin-1"))
     os.mkfifo(tmp_path / "pipe")
-    for file, message in (("latin.txt", "not UTF-8 text"), ("pipe", "a pipe or device"), ("data", "a folder, no file")):
+    wrong = {"latin.txt": "not UTF-8 text", "pipe": "a pipe or device", "data": "a folder, not a file"}
+    for file, message in wrong.items():
         with pytest.raises(UserError, match=message):
             load(tmp_path, classnames=tmp_path / file)
 

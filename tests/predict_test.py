@@ -398,7 +398,7 @@ def test_a_folder_among_images_is_said_to_be_one(tmp_path, pictures):
 def test_requests_from_a_pipe_are_refused_and_names_that_are_not_utf8_are_read(tmp_path, pictures):
     exported(tmp_path / "c", "coop")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="a pipe or device, no file"):
+    with pytest.raises(UserError, match="a pipe or device, not a file"):
         run("--checkpoint", tmp_path / "c", "--jsonl", tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe: not a regular file"):
         run("--checkpoint", tmp_path / "c", "--image", tmp_path / "pipe")

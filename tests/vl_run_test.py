@@ -165,9 +165,9 @@ def test_features_of_all_videos_are_checked_before_the_training(tmp_path):
 @pytest.mark.parametrize(
     "named, message",
     [
-        ("image_text.py:tasks=scenes_vqa", "scenes_vqa is drawn, by configs as scenes_vl.py"),
-        ("scenes_image_text.py:tasks=scenes_told", "scenes_told is drawn, by configs as scenes_vl.py"),
-        ("scenes_vl.py:tasks=vqa", "vqa is read from files, by configs as image_text.py"),
+        ("image_text.py:tasks=scenes_vqa", "scenes_vqa is drawn, by configs such as scenes_vl.py"),
+        ("scenes_image_text.py:tasks=scenes_told", "scenes_told is drawn, by configs such as scenes_vl.py"),
+        ("scenes_vl.py:tasks=vqa", "vqa is read from files, only by configs such as image_text.py"),
         ("image_text.py:tasks=vqa+tvqa", "tasks about pictures and about videos, .* not trained in one run"),
     ],
 )

@@ -303,7 +303,7 @@ def test_a_generation_config_that_cannot_be_read_is_not_passed_over(tmp_path):
         convert_seq.read(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     (tmp_path / "generation_config.json").mkdir()
-    with pytest.raises(UserError, match="generation_config.json: cannot be read: not a regular file"):
+    with pytest.raises(UserError, match="generation_config.json: a folder, not a file"):
         convert_seq.read(tmp_path)
 
 

@@ -58,7 +58,8 @@ def read_text(path, advice="", limit=LIMIT, errors="strict"):
             problem = "a link that leads nowhere" if path.is_symlink() else "no such file"
             raise UserError(f"{path}: {problem}. {advice}".rstrip())
         if not path.is_file():
-            raise UserError(f"{path}: a {'folder' if path.is_dir() else 'pipe or device'}, no file. {advice}".rstrip())
+            kind = "folder" if path.is_dir() else "pipe or device"
+            raise UserError(f"{path}: a {kind}, not a file. {advice}".rstrip())
         if (size := path.stat().st_size) > limit:
             raise UserError(f"{path}: {size:,} bytes; such a file has {limit:,} at most. {advice}".rstrip())
         return path.read_bytes().decode("utf-8-sig", errors)

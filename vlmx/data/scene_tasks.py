@@ -21,7 +21,7 @@ def load(name, config) -> Task:
     passages about each, to be told from the picture and what is left of their words. UserError for the config of other
     tasks."""
     if "questions" not in config:
-        raise UserError(f"config.tasks: {name} is drawn, by configs as scenes_vl.py and pretrain_vl.py alone.")
+        raise UserError(f"config.tasks: {name} is drawn, by configs such as scenes_vl.py and pretrain_vl.py alone.")
     if name == "scenes_told":
         splits = {part: _told(part, n, config.questions) for part, n in config.scenes.items()}
         return Task(name, "tell: ", **splits, score=score, length=26, target_length=28, loss="token", answer_length=28)
