@@ -20,6 +20,8 @@ Cases that no collected test claims are listed at the end of the run; they count
 
 import atexit
 import functools
+import gc
+import itertools
 import os
 import re
 import shutil
@@ -52,6 +54,7 @@ from vlmx import pytest_goldens  # noqa: E402
 
 pytest_plugins = ["pytester"]
 CASES, CLAIMED = pytest.StashKey(), pytest.StashKey()
+FINISHED = itertools.count(1)  # tests of this process
 
 
 def pytest_addoption(parser, pluginmanager):
@@ -125,6 +128,19 @@ def together(root, nodeid):
 @functools.cache
 def source(path):
     return path.read_text() if path.is_file() else ""
+
+
+def pytest_runtest_teardown():
+    """Drop compiled programs before they use up the process's memory maps, of which Linux allows 65,530.
+
+    A program takes some ten maps; where none is left, compiling ends in a segmentation fault.
+    """
+    maps = Path("/proc/self/maps")
+    if next(FINISHED) % 16 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        import jax  # not at the top: the header of a run needs none of it
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_sessionfinish(session):
