@@ -151,8 +151,9 @@ def encode(config, tasks, mesh):
         names = lambda parts: dict.fromkeys(name for part in parts for e in part for name in e.images)
         every = names([*(t.train for t in tasks), *tested])
         found = vl_features.align(vl_features.Joined(sources), every, config.model.visual_tokens)
-        with logs.progress(len(names(tested)), "checking features of the test", unit="image") as bar:
-            for name in names(tested):
+        tested = names(tested)
+        with logs.progress(len(tested), "checking features of the test", unit="image") as bar:
+            for name in tested:
                 found[name]  # what cannot be used would end the run after its training
                 bar.update()
         if (rows := getattr(found, "rows", 0)) and rows < found.most:
